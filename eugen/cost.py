@@ -1,0 +1,53 @@
+"""What a layer and a model cost: parameters, multiply-accumulates, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from eugen.ffn import FFNLayer
+from eugen.sites import find_ffns
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Cost of a whole model for one call.
+
+    Attributes:
+        params: stored weights (parameters and buffers), shared ones once.
+        macs: multiply-accumulates of all matrix products of the call, attention included.
+        weight_bytes: bytes that the weights occupy, the least that one call has to read.
+        ffn_params, ffn_macs: the feed-forward blocks alone; MACs for one token.
+    """
+
+    params: int
+    macs: int
+    weight_bytes: int
+    ffn_params: int
+    ffn_macs: int
+
+
+def count_macs(function: Callable[[], Any]) -> int:
+    """Multiply-accumulates of the matrix products inside a call, as torch counts them."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() // 2
+
+
+def model_cost(model: nn.Module, batch: Any, call: Callable[[nn.Module, Any], Any]) -> ModelCost:
+    """Cost of `call(model, batch)`. Blocks are those replaced by eugen, or else the dense ones."""
+    stored = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    layers: list[FFNLayer] = [m for m in model.modules() if isinstance(m, FFNLayer)]
+    layers = layers or [site.dense for site in find_ffns(model)]
+    return ModelCost(
+        params=sum(t.numel() for t in stored),
+        macs=count_macs(lambda: call(model, batch)),
+        weight_bytes=sum(t.numel() * t.element_size() for t in stored),
+        ffn_params=sum(layer.num_parameters() for layer in layers),
+        ffn_macs=sum(layer.macs_per_token for layer in layers),
+    )

@@ -1,0 +1,217 @@
+"""Feed-forward blocks and the contract that every replacement fulfils.
+
+A layer is two things: a frozen configuration (`LayerConfig`) and a module (`FFNLayer`).
+The configuration's type selects the method; its `budget` is the fraction of the dense
+block's inference MACs that the layer may use.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from eugen import least_squares
+from eugen.shapes import Float
+
+TokenStream = Iterable[tuple[Tensor, Tensor, Tensor | None]]
+"""Re-iterable chunks `(x [T, in], y [T, out], weight [T] or None)` of a layer's inputs and targets."""
+
+
+class FFNLayer(nn.Module):
+    """A block `y = readout(features(x))`: any map to features, then one linear map.
+
+    Subclasses provide `features` and `readout`, and override `forward` where a faster
+    equivalent form exists.
+    """
+
+    in_features: int
+    out_features: int
+    readout: nn.Linear
+
+    @abstractmethod
+    def features(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch f"]:
+        """Everything before the last linear map."""
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        return self.readout(self.features(x))
+
+    @property
+    @abstractmethod
+    def macs_per_token(self) -> int:
+        """Multiply-accumulates of all matrix products for one token; element-wise work is not counted."""
+
+    def num_parameters(self) -> int:
+        """Weights that a checkpoint stores: parameters and buffers."""
+        return sum(t.numel() for t in (*self.parameters(), *self.buffers()))
+
+    def merged(self) -> FFNLayer:
+        """The same function with consecutive linear maps multiplied out. Most layers are merged already."""
+        return self
+
+    def fit_readout(self, data: TokenStream) -> None:
+        """Solve the last linear map in closed form (ridge) for these inputs and targets, in place."""
+        weight, bias = least_squares.ridge((self.features(x), y, w) for x, y, w in data)
+        self.set_readout(weight, bias)
+
+    @torch.no_grad()
+    def set_readout(self, weight: Float[Tensor, "d_out f"], bias: Float[Tensor, " d_out"]) -> None:
+        """Copy a solved linear map (any float dtype) into the layer."""
+        self.readout.weight.copy_(weight)
+        self.readout.bias.copy_(bias)
+
+
+class DenseFFN(FFNLayer):
+    """`y = down(act(up(x)))`; gated: `down(act(gate(x)) * up(x))`; a single layer without `down`."""
+
+    def __init__(
+        self, up: nn.Linear, act: nn.Module, down: nn.Linear | None = None, gate: nn.Linear | None = None
+    ) -> None:
+        super().__init__()
+        if down is not None and down.in_features != up.out_features:
+            raise ValueError(
+                f"down.in_features={down.in_features} must equal up.out_features={up.out_features}"
+            )
+        if gate is not None and (gate.in_features, gate.out_features) != (up.in_features, up.out_features):
+            raise ValueError(
+                f"gate must have up's shape {tuple(up.weight.shape)}, not {tuple(gate.weight.shape)}"
+            )
+        self.up, self.act, self.down, self.gate = up, act, down, gate
+        self.in_features = up.in_features
+        self.hidden_features = up.out_features
+        self.out_features = up.out_features if down is None else down.out_features
+
+    @property
+    def readout(self) -> nn.Linear:  # type: ignore[override]
+        """The output matrix `down`."""
+        if self.down is None:
+            raise ValueError("a single feed-forward layer (down=None) has no output matrix")
+        return self.down
+
+    def features(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch h"]:
+        """The hidden neurons."""
+        if self.gate is None:
+            return self.act(self.up(x))
+        return self.act(self.gate(x)) * self.up(x)
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        hidden = self.features(x)
+        return hidden if self.down is None else self.down(hidden)
+
+    @property
+    def macs_per_token(self) -> int:
+        up = self.in_features * self.hidden_features * (1 if self.gate is None else 2)
+        return up + (0 if self.down is None else self.hidden_features * self.out_features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """What to build. Subclass with `name=` in the class line to register a method.
+
+    Args:
+        budget: fraction of the dense block's inference MACs, in (0, 1]; the layer never exceeds it.
+            None where the configuration names its sizes itself.
+
+    Raises:
+        ValueError: a budget outside (0, 1].
+    """
+
+    budget: float | None = None
+    name: ClassVar[str] = ""
+    registry: ClassVar[dict[str, type[LayerConfig]]] = {}
+
+    def __init_subclass__(cls, *, name: str | None = None) -> None:
+        if name is None:
+            return
+        if name in LayerConfig.registry:
+            raise ValueError(f"layer name {name!r} is taken by {LayerConfig.registry[name].__qualname__}")
+        cls.name = name
+        LayerConfig.registry[name] = cls
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise ValueError(f"budget={self.budget} must be in (0, 1]: a fraction of the dense block's MACs")
+
+    @abstractmethod
+    def build(self, dense: DenseFFN, *, generator: torch.Generator) -> FFNLayer:
+        """An untrained layer of the block's shape, on its device and in its dtype."""
+
+    @abstractmethod
+    def fit(
+        self,
+        dense: DenseFFN,
+        data: TokenStream,
+        *,
+        generator: torch.Generator,
+        output_weight: Float[Tensor, " d_out"] | None = None,
+    ) -> FFNLayer:
+        """A layer fitted in closed form to a re-iterable stream.
+
+        Args:
+            output_weight: importance of each output dimension in the error, None for equal.
+        """
+
+    def size_for(self, dense: DenseFFN, per_unit: int, fixed: int = 0, *, unit: str) -> int:
+        """The largest number of units whose MACs, `fixed + units·per_unit`, stay within the budget.
+
+        Raises:
+            ValueError: neither a budget nor a size was given, or the budget buys no unit.
+        """
+        if self.budget is None:
+            raise ValueError(f"{type(self).__name__} needs budget= or an explicit {unit}=")
+        allowed = math.floor(self.budget * dense.macs_per_token + 1e-9)
+        units = (allowed - fixed) // per_unit
+        if units < 1:
+            least = (fixed + per_unit) / dense.macs_per_token
+            raise ValueError(
+                f"budget={self.budget} is too small for {self.name!r} on this block "
+                f"({dense.in_features}→{dense.hidden_features}→{dense.out_features}): the least is {least:.3f}"
+            )
+        return units
+
+    def require_plain_block(self, dense: DenseFFN) -> nn.Linear:
+        """The block's output matrix.
+
+        Raises:
+            ValueError: the block is gated or has no output matrix.
+        """
+        if dense.gate is not None:
+            raise ValueError(
+                f"layer {self.name!r} does not take gated blocks; use 'linear', 'narrow' or 'prune'"
+            )
+        return self.require_down(dense)
+
+    def require_down(self, dense: DenseFFN) -> nn.Linear:
+        """The block's output matrix.
+
+        Raises:
+            ValueError: the block has none.
+        """
+        if dense.down is None:
+            raise ValueError(
+                f"layer {self.name!r} replaces whole blocks; this one has no output matrix (down=None)"
+            )
+        return dense.down
+
+
+def new_linear(
+    in_features: int, out_features: int, *, like: Tensor, generator: torch.Generator, bias: bool = True
+) -> nn.Linear:
+    """A linear map with torch's default initialisation, drawn from `generator`, on `like`'s device and dtype."""
+    layer = nn.Linear(in_features, out_features, bias=bias, device="meta").to_empty(device=like.device)
+    bound = 1 / math.sqrt(in_features)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+    return layer.to(like.dtype)
+
+
+def copy_activation(act: nn.Module) -> nn.Module:
+    """An activation of its own for a new layer."""
+    return copy.deepcopy(act)

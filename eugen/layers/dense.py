@@ -1,0 +1,58 @@
+"""The block itself: the row that every other row is measured against, and the exactness check of surgery."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eugen.ffn import DenseFFN, LayerConfig, TokenStream, copy_activation, new_linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseConfig(LayerConfig, name="dense"):
+    """A copy of the block. Its budget is 1 by definition.
+
+    Raises:
+        ValueError: any other budget.
+    """
+
+    def __post_init__(self) -> None:
+        if self.budget not in (None, 1):
+            raise ValueError(f"budget={self.budget}: the dense block costs 1; use 'narrow' for a smaller one")
+
+    def build(self, dense: DenseFFN, *, generator: torch.Generator) -> DenseFFN:
+        return resized(dense, dense.hidden_features, generator=generator)
+
+    def fit(
+        self,
+        dense: DenseFFN,
+        data: TokenStream,
+        *,
+        generator: torch.Generator,
+        output_weight: Tensor | None = None,
+    ) -> DenseFFN:
+        return copy.deepcopy(dense)
+
+
+def resized(dense: DenseFFN, hidden_features: int, *, generator: torch.Generator) -> DenseFFN:
+    """A freshly initialised block of the same form with another number of neurons."""
+    like = dense.up.weight
+
+    def linear(in_features: int, out_features: int) -> torch.nn.Linear:
+        return new_linear(in_features, out_features, like=like, generator=generator)
+
+    return DenseFFN(
+        up=linear(dense.in_features, hidden_features),
+        act=copy_activation(dense.act),
+        down=None if dense.down is None else linear(hidden_features, dense.out_features),
+        gate=None if dense.gate is None else linear(dense.in_features, hidden_features),
+    )
+
+
+def hidden_for_budget(config: LayerConfig, dense: DenseFFN) -> int:
+    """How many neurons of the block's own form the budget buys."""
+    per_neuron = dense.macs_per_token // dense.hidden_features
+    return config.size_for(dense, per_neuron, unit="hidden_features")

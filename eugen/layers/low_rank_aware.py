@@ -1,0 +1,64 @@
+"""Activation-aware low rank (ASVD / SVD-LLM, arXiv 2402.06004): whiten by the inputs, truncate, unwhiten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eugen.ffn import DenseFFN, LayerConfig, TokenStream
+from eugen.layers.low_rank import LowRankConfig, LowRankFFN, set_factors
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankAwareConfig(LayerConfig, name="low_rank_aware"):
+    """SVD of `W L` with `L Lᵀ = E[x xᵀ]`, so that the error of the output, not of the weights, is least.
+
+    Args:
+        rank: r of both pairs of factors; None derives it from `budget`.
+    """
+
+    rank: int | None = None
+
+    def build(self, dense: DenseFFN, *, generator: torch.Generator) -> LowRankFFN:
+        return LowRankConfig(budget=self.budget, rank=self.rank).build(dense, generator=generator)
+
+    def fit(
+        self,
+        dense: DenseFFN,
+        data: TokenStream,
+        *,
+        generator: torch.Generator,
+        output_weight: Tensor | None = None,
+    ) -> LowRankFFN:
+        down = self.require_plain_block(dense)
+        layer = self.build(dense, generator=generator)
+        set_factors(layer.v1, layer.u1, dense.up, whitening=_moment_root(data, lambda x: x))
+        set_factors(layer.v2, layer.readout, down, whitening=_moment_root(data, layer.hidden))
+        layer.fit_readout(data)
+        return layer
+
+
+@torch.no_grad()
+def _moment_root(data: TokenStream, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Lower Cholesky factor of the weighted second moment of `of(x)`, float64, slightly ridged."""
+    moment, total = None, 0.0
+    for x, _, weight in data:
+        values = of(x).float()
+        weighted = values if weight is None else values * weight.float()[:, None]
+        chunk = (values.T @ weighted).double()
+        moment = chunk if moment is None else moment + chunk
+        total += len(x) if weight is None else float(weight.double().sum())
+    if moment is None:
+        raise ValueError("the calibration stream is empty: give at least one chunk of tokens")
+    moment = moment / total
+    ridge = 1e-6 * moment.diagonal().mean()
+    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    for _ in range(12):
+        root, failed = torch.linalg.cholesky_ex(moment + ridge * identity)
+        if not failed:
+            return root
+        ridge = ridge * 10
+    raise ValueError("the inputs' second moment is not positive definite: check the calibration data for NaN")

@@ -1,0 +1,38 @@
+"""The control every reviewer asks for: the same block with fewer neurons, freshly initialised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eugen.ffn import DenseFFN, LayerConfig, TokenStream
+from eugen.layers.dense import hidden_for_budget, resized
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowConfig(LayerConfig, name="narrow"):
+    """A narrower block. Transfer solves its output matrix; its neurons start at random.
+
+    Args:
+        hidden_features: number of neurons; None derives it from `budget`.
+    """
+
+    hidden_features: int | None = None
+
+    def build(self, dense: DenseFFN, *, generator: torch.Generator) -> DenseFFN:
+        self.require_down(dense)
+        return resized(dense, self.hidden_features or hidden_for_budget(self, dense), generator=generator)
+
+    def fit(
+        self,
+        dense: DenseFFN,
+        data: TokenStream,
+        *,
+        generator: torch.Generator,
+        output_weight: Tensor | None = None,
+    ) -> DenseFFN:
+        layer = self.build(dense, generator=generator)
+        layer.fit_readout(data)
+        return layer

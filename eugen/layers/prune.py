@@ -1,0 +1,55 @@
+"""Structured pruning: keep the neurons that matter to the output, refit the output matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from eugen.features import neuron_scores, strongest
+from eugen.ffn import DenseFFN, LayerConfig, TokenStream
+from eugen.layers.dense import hidden_for_budget, resized
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig(LayerConfig, name="prune"):
+    """Keeps the neurons with the largest `var(h_j)·‖γ∘W2[:, j]‖²`; W2 by least squares.
+
+    Args:
+        hidden_features: number of neurons kept; None derives it from `budget`.
+    """
+
+    hidden_features: int | None = None
+
+    def _size(self, dense: DenseFFN) -> int:
+        self.require_down(dense)
+        return self.hidden_features or hidden_for_budget(self, dense)
+
+    def build(self, dense: DenseFFN, *, generator: torch.Generator) -> DenseFFN:
+        return resized(dense, self._size(dense), generator=generator)
+
+    def fit(
+        self,
+        dense: DenseFFN,
+        data: TokenStream,
+        *,
+        generator: torch.Generator,
+        output_weight: Tensor | None = None,
+    ) -> DenseFFN:
+        layer = self.build(dense, generator=generator)
+        kept = strongest(neuron_scores(dense, data, output_weight), layer.hidden_features)
+        _copy_rows(layer.up, dense.up, kept)
+        if layer.gate is not None and dense.gate is not None:
+            _copy_rows(layer.gate, dense.gate, kept)
+        layer.fit_readout(data)
+        return layer
+
+
+@torch.no_grad()
+def _copy_rows(target: nn.Linear, source: nn.Linear, rows: Tensor) -> None:
+    target.weight.copy_(source.weight[rows])
+    if source.bias is None:
+        target.bias.zero_()
+    else:
+        target.bias.copy_(source.bias[rows])

@@ -1,0 +1,144 @@
+"""`replace`: the model with cheaper feed-forward blocks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from eugen.ffn import FFNLayer, LayerConfig
+from eugen.sites import FFNSite, find_ffns
+from eugen.transfer import Transfer, default_call
+
+
+@dataclass(frozen=True)
+class ReplacedSite:
+    """One replaced block.
+
+    Attributes:
+        name: path of the new layer in the model.
+        macs_ratio, params_ratio: the layer's inference MACs and stored weights over the dense block's.
+        fit_r2: R² on held-out calibration tokens against the transfer's target, in the metric of the
+            norm that follows; None for an untrained layer.
+    """
+
+    name: str
+    index: int
+    layer: FFNLayer
+    macs_ratio: float
+    params_ratio: float
+    fit_r2: float | None
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A new model and what was replaced in it. The model given to `replace` is left as it was."""
+
+    model: nn.Module
+    sites: list[ReplacedSite]
+
+
+def replace(
+    model: nn.Module,
+    config: LayerConfig,
+    *,
+    calibration: Iterable[Any] | None = None,
+    where: Callable[[FFNSite], bool] | None = None,
+    call: Callable[[nn.Module, Any], Any] | None = None,
+    refine_steps: int = 0,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Replacement:
+    """A copy of the model whose feed-forward blocks are what `config` describes.
+
+    With calibration data the blocks are fitted one after the other, front to back, each on the
+    activations of the already replaced network and against the dense network's residual stream;
+    no gradient of the network is used.
+
+    Args:
+        calibration: re-iterable batches of model inputs (a list, a DataLoader); None builds untrained layers.
+        where: which blocks; all by default.
+        call: how a batch goes into the model; `model(batch)` by default.
+        refine_steps: Adam steps on each layer alone, after its closed form; 0 for none.
+        seed: for random projections, initialisation and refinement; global seeds are not touched.
+        progress: called with one line after each fitted block.
+
+    Raises:
+        ValueError: no block was found or selected, the budget is too small for one, or the
+            calibration data are empty, not re-iterable or hold NaN.
+    """
+    sites = _selected(model, where)
+    # Sizes are checked on all blocks before any work: building on the meta device costs nothing.
+    for site in sites:
+        _check_size(config, site)
+    student = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    if calibration is None:
+        layers = []
+        for site in sites:
+            layers.append(config.build(site.dense, generator=generator))
+            student = install(student, site, layers[-1])
+        return Replacement(
+            student, [_replaced(site, layer, None) for site, layer in zip(sites, layers, strict=True)]
+        )
+    transfer = Transfer(model, sites, calibration, call or default_call, generator, progress)
+    replaced = []
+    with transfer:
+        for site in sites:
+            layer, r2 = transfer.fit(student, site, config, refine_steps)
+            student = install(student, site, layer)
+            replaced.append(_replaced(site, layer, r2))
+    return Replacement(student, replaced)
+
+
+def install(model: nn.Module, site: FFNSite, layer: FFNLayer) -> nn.Module:
+    """Put a layer into the site's place; returns the model, or the layer if the site is the whole model."""
+    layer.train(model.training)
+    for path in site.bypass:
+        _set_module(model, path, nn.Identity())
+    if site.name == "":
+        return layer
+    _set_module(model, site.name, layer)
+    return model
+
+
+def _set_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def _selected(model: nn.Module, where: Callable[[FFNSite], bool] | None) -> list[FFNSite]:
+    found = find_ffns(model)
+    if not found:
+        raise ValueError(
+            f"no feed-forward block found in {type(model).__name__}: eugen knows timm's Mlp, BERT-like pairs and "
+            "nn.Sequential chains; teach it your module with eugen.register_site(ModuleType, adapter)"
+        )
+    sites = [site for site in found if where is None or where(site)]
+    if not sites:
+        raise ValueError(
+            f"where= selected none of the {len(found)} blocks: {', '.join(s.name for s in found)}"
+        )
+    return sites
+
+
+def _check_size(config: LayerConfig, site: FFNSite) -> None:
+    try:
+        config.build(copy.deepcopy(site.dense).to("meta"), generator=torch.Generator())
+    except ValueError as error:
+        raise ValueError(f"block {site.name or '(the model itself)'}: {error}") from error
+
+
+def _replaced(site: FFNSite, layer: FFNLayer, r2: float | None) -> ReplacedSite:
+    return ReplacedSite(
+        name=site.name,
+        index=site.index,
+        layer=layer,
+        macs_ratio=layer.macs_per_token / site.dense.macs_per_token,
+        params_ratio=layer.num_parameters() / site.dense.num_parameters(),
+        fit_r2=r2,
+    )

@@ -1,0 +1,217 @@
+"""Transfer of a trained network's knowledge, block by block, in closed form.
+
+Each block is fitted on the activations of the already replaced network, against a target that
+also makes up for what the residual stream lost: `teacher(stream + y) − stream of the student`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eugen.ffn import FFNLayer, LayerConfig
+from eugen.least_squares import ErrorMeter
+from eugen.refine import refine
+from eugen.sites import FFNSite
+
+HELD_OUT = 8
+"""One token in so many, at the end of each chunk, is held out to judge the fit."""
+
+Chunk = tuple[Tensor, Tensor, "Tensor | None"]
+
+
+def default_call(model: nn.Module, batch: Any) -> Any:
+    """`model(batch)`."""
+    return model(batch)
+
+
+class _Enough(Exception):
+    """Ends a forward pass once everything wanted was captured."""
+
+
+class Transfer:
+    """One transfer of all sites: holds the teacher's activations between the sites.
+
+    Use as a context manager: inside, the teacher is in evaluation mode, and its mode is restored after.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        sites: list[FFNSite],
+        calibration: Iterable[Any],
+        call: Callable[[nn.Module, Any], Any],
+        generator: torch.Generator,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        if iter(calibration) is calibration:
+            raise ValueError(
+                "calibration is an iterator that can be read only once, and transfer reads it once per block: "
+                "pass a list of batches or a DataLoader"
+            )
+        self.teacher, self.sites = teacher, sites
+        self.calibration, self.call = calibration, call
+        self.generator, self.progress = generator, progress
+        self._wanted: dict[str, list[Tensor]] = {}
+
+    def __enter__(self) -> Transfer:
+        with _evaluating(self.teacher):
+            self._wanted = self._teacher_sums()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wanted = {}
+
+    def fit(
+        self, student: nn.Module, site: FFNSite, config: LayerConfig, refine_steps: int
+    ) -> tuple[FFNLayer, float]:
+        """Fit the layer for one site of the partly replaced student; returns it with its held-out R²."""
+        gamma = _output_weight(site, student)
+        with _evaluating(student):
+            chunks = list(self._chunks(student, site))
+        train, held_out = _split(chunks)
+        layer = config.fit(site.dense, train, generator=self.generator, output_weight=gamma)
+        r2 = fit_quality(layer, held_out, gamma)
+        if refine_steps and any(p.requires_grad for p in layer.parameters()) and config.name != "dense":
+            refined = refine(layer, train, steps=refine_steps, generator=self.generator, output_weight=gamma)
+            refined_r2 = fit_quality(refined, held_out, gamma)
+            if refined_r2 > r2:  # a diverged refinement never replaces the closed form
+                layer, r2 = refined, refined_r2
+        if self.progress is not None:
+            self.progress(
+                f"block {self.sites.index(site) + 1}/{len(self.sites)} {site.name}: held-out R² {r2:.4f}"
+            )
+        return layer, r2
+
+    @torch.no_grad()
+    def _teacher_sums(self) -> dict[str, list[Tensor]]:
+        """Per site and batch what the student should arrive at: the stream after the block, or its output."""
+        wanted: dict[str, list[Tensor]] = {site.name: [] for site in self.sites}
+        batches = 0
+        for batch in self.calibration:
+            batches += 1
+            with _capturing(self.teacher, self.sites) as seen:
+                self.call(self.teacher, batch)
+            for site in self.sites:
+                stream, output = seen.get((site.name, "stream")), seen.get((site.name, "output"))
+                if output is None:
+                    raise ValueError(
+                        f"block {site.name} did not run when the model was called with the calibration data"
+                    )
+                _require_finite(output, site)
+                wanted[site.name].append(output if stream is None else stream + output)
+        if not batches:
+            raise ValueError("the calibration data are empty: give at least one batch of model inputs")
+        return wanted
+
+    @torch.no_grad()
+    def _chunks(self, student: nn.Module, site: FFNSite) -> Iterator[Chunk]:
+        """Inputs, targets and token weights of one site, a chunk per batch."""
+        wanted = self._wanted[site.name]
+        batches = 0
+        for batch, want in zip(self.calibration, wanted, strict=False):
+            batches += 1
+            with _capturing(student, [site], stop=True) as seen:
+                try:
+                    self.call(student, batch)
+                except _Enough:
+                    pass
+            x, stream = seen[site.name, "input"], seen.get((site.name, "stream"))
+            if len(x) != len(want):
+                raise ValueError(
+                    "the calibration data change from one reading to the next: switch shuffling off"
+                )
+            weight = None
+            if site.norm is not None:
+                weight = 1 / want.var(-1, correction=0).clamp(min=1e-12)
+                weight = weight / weight.mean()
+            _require_finite(x, site)
+            yield x, want if stream is None else want - stream, weight
+        if batches != len(wanted):
+            raise ValueError(f"the calibration data gave {len(wanted)} batches first and {batches} later")
+
+
+def fit_quality(layer: FFNLayer, data: Iterable[Chunk], output_weight: Tensor | None = None) -> float:
+    """Weighted R² of a layer over a stream of `(x, target, token weight)`."""
+    meter = ErrorMeter(output_weight)
+    with torch.no_grad():
+        for x, y, weight in data:
+            meter.add(layer(x), y, weight)
+    return meter.r2()
+
+
+def _output_weight(site: FFNSite, model: nn.Module) -> Tensor | None:
+    """γ² of the LayerNorm that follows: how much each output dimension matters behind it."""
+    if site.norm is None:
+        return None
+    return model.get_submodule(site.norm).weight.detach().square()
+
+
+def _split(chunks: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+    train, held_out = [], []
+    for x, y, weight in chunks:
+        cut = len(x) - max(1, len(x) // HELD_OUT) if len(x) > 1 else len(x)
+        train.append((x[:cut], y[:cut], None if weight is None else weight[:cut]))
+        held_out.append((x[cut:], y[cut:], None if weight is None else weight[cut:]))
+    return train, held_out
+
+
+def _require_finite(values: Tensor, site: FFNSite) -> None:
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            f"the calibration data give NaN or infinity at block {site.name}: check the batches and the model's weights"
+        )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _capturing(
+    model: nn.Module, sites: list[FFNSite], *, stop: bool = False
+) -> Iterator[dict[tuple[str, str], Tensor]]:
+    """Collect `[T, d]` activations of sites during a forward pass; with `stop`, end it at the last input."""
+    seen: dict[tuple[str, str], Tensor] = {}
+    handles = []
+
+    def keep(site: FFNSite, what: str, value: Tensor) -> None:
+        if (site.name, what) in seen:
+            raise ValueError(
+                f"block {site.name} ran twice in one forward pass: shared blocks cannot be transferred"
+            )
+        seen[site.name, what] = value.detach().reshape(-1, value.shape[-1])
+
+    def before(site: FFNSite, what: str) -> Callable:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            keep(site, what, args[0])
+            if stop and what == "input":
+                raise _Enough
+
+        return hook
+
+    def after(site: FFNSite) -> Callable:
+        return lambda _module, _args, output: keep(site, "output", output)
+
+    for site in sites:
+        if site.stream is not None:  # before the input's hook: both may sit on one module
+            handles.append(model.get_submodule(site.stream).register_forward_pre_hook(before(site, "stream")))
+        handles.append(model.get_submodule(site.name).register_forward_pre_hook(before(site, "input")))
+        if not stop:
+            handles.append(model.get_submodule(site.output).register_forward_hook(after(site)))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,170 @@
+"""The record of a cell: what one (task, method) pair of the matrix measured.
+
+A cell writes exactly one `CellRecord` as JSON. Everything a person reads later
+(results.csv, the report, the README table, MLflow's metrics) is derived from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    """Base of everything written to disk: unknown keys and NaN are refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Environment(Record):
+    """What a number depends on besides the parameters."""
+
+    commit: str
+    """Git commit of the code, `unknown` outside a repository."""
+    dirty: bool
+    """True if a source file differs from the commit; params.yaml and dvc.lock do not count."""
+    versions: dict[str, str]
+    """Python and the packages that compute: torch, timm, transformers, …"""
+    processor: str
+    cores: PositiveInt
+    memory_gb: PositiveFloat
+    accelerator: str | None = None
+    fingerprint: str
+    """Short hash of processor, cores, memory and accelerator: the same on equal hosts."""
+
+
+class SeedResult(Record):
+    """One seed at one budget: the dense network's quality beside the method's."""
+
+    seed: NonNegativeInt
+    budget: float = Field(gt=0, le=1)
+    quality_dense: float
+    quality_transfer_only: float
+    quality_finetuned: float | None = None
+    """None where this seed or budget was not fine-tuned."""
+    learning_rate: PositiveFloat | None = None
+    """The learning rate that won on the validation part."""
+    extra_transfer_only: dict[str, float] = {}
+    """Further quality measures by name, after transfer alone."""
+    extra_finetuned: dict[str, float] = {}
+    fit_r2: list[float] = []
+    """Held-out (weighted) R² of each replaced block, front to back."""
+    transfer_seconds: NonNegativeFloat
+    finetune_seconds: NonNegativeFloat = 0.0
+
+
+class Cost(Record):
+    """Exact cost of the whole model and of its feed-forward blocks at one budget."""
+
+    budget: float = Field(gt=0, le=1)
+    params: PositiveInt
+    params_dense: PositiveInt
+    ffn_params: PositiveInt
+    ffn_params_dense: PositiveInt
+    macs: PositiveInt
+    """Whole model, one example of the profiled shape."""
+    macs_dense: PositiveInt
+    ffn_macs: PositiveInt
+    """All replaced blocks, one token."""
+    ffn_macs_dense: PositiveInt
+    weight_bytes: PositiveInt
+    weight_bytes_dense: PositiveInt
+
+
+class Latency(Record):
+    """Interleaved, paired whole-model latencies: sample i of both lists ran side by side."""
+
+    budget: float = Field(gt=0, le=1)
+    device: str
+    dtype: str
+    batch: PositiveInt
+    threads: PositiveInt
+    dense_ms: list[float]
+    method_ms: list[float]
+    speedup: PositiveFloat
+    """Median over pairs of dense / method."""
+    speedup_low: PositiveFloat
+    speedup_high: PositiveFloat
+    """Bootstrap 95 % interval of the median."""
+    speedup_limit: PositiveFloat
+    """The same ratio if time followed MACs."""
+    peak_bytes_dense: PositiveInt
+    peak_bytes_method: PositiveInt
+
+
+class CellRecord(Record):
+    """Everything one (task, method) cell measured."""
+
+    schema_version: int = SCHEMA_VERSION
+    task: str
+    method: str
+    profile: str
+    provisional: bool
+    """Set by the profile (smoke sizes), by a dirty tree, or by a single seed."""
+    quality_name: str
+    higher_is_better: bool
+    params: dict[str, Any]
+    """The cell's parameters: its task section and its method section, as validated."""
+    dense_metrics: dict[str, float]
+    """The dense network's own quality measures."""
+    seeds: list[SeedResult]
+    costs: list[Cost]
+    latencies: list[Latency]
+    train_seconds_dense: NonNegativeFloat
+    environment: Environment
+    data_sha256: dict[str, str]
+    weights_sha256: dict[str, str]
+    stage_overhead_seconds: dict[str, float] = {}
+    """Import, tracking and start-up by stage: wall time that was not the stage's own work."""
+
+
+class Failure(Record):
+    """Why a cell has no record. Removed when the cell's stage starts again."""
+
+    stage: str
+    task: str
+    method: str | None
+    error: str
+    traceback: str
+    time: str
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` whole or not at all: a temporary file beside `path`, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data as sorted, indented JSON, whole or not at all. NaN is refused."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as JSON, whole or not at all."""
+    write_json(path, record.model_dump(mode="json"))
