@@ -1,0 +1,47 @@
+# Each target is one line that a person could type; set-up happens by itself.
+#   make bench                    the benchmark: data, baseline, transfer, fine-tuning, profiling, report
+#   make bench PROFILE=smoke      another profile of params/ (smoke, cpu, study, gpu)
+#   make bench ENGINE=dvc         without Prefect
+#   make test [ARGS="-k name"]    the test suite
+#   make lint                     style, types, import contracts, generated tables
+#   make ui                       MLflow's pages with the runs, on this machine only
+
+PYTHON ?= python3
+
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export PYTHONUNBUFFERED := 1
+
+# The stamp's name holds what was installed: another pyproject.toml or constraints.txt makes it another file.
+STAMP := .venv/.stamp-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+# DVC runs each stage with the `python` that it finds on PATH.
+IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
+RUN := $(IN_VENV) .venv/bin/python -m
+
+.PHONY: bench test lint ui
+bench: $(STAMP)
+	@$(RUN) flows.benchmark $(if $(PROFILE),--profile $(PROFILE)) $(if $(ENGINE),--engine $(ENGINE))
+
+test: $(STAMP)
+	@$(RUN) pytest $(ARGS)
+
+lint: $(STAMP)
+	@$(RUN) ruff check
+	@$(RUN) ruff format --check
+	@$(RUN) basedpyright
+	@$(IN_VENV) lint-imports
+	@$(RUN) stages.report --check
+
+ui: $(STAMP)
+	@$(RUN) stages.tracking.ui
+
+# Old stamps go first and the new one comes last: an interrupted set-up leaves none and is taken up again.
+.venv/.stamp-%:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and sys.argv[1] % sys.version_info[:2])' \
+	    "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: install one and name it, as in make bench PYTHON=python3.12"
+	@echo "setting up .venv (a few minutes the first time)"
+	@rm -f .venv/.stamp-*
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[suite,dev]'
+	@touch $@

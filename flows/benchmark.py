@@ -1,0 +1,69 @@
+"""The whole benchmark with one command, by Prefect or by plain `dvc repro`, with the same results.
+
+python -m flows.benchmark [--profile NAME] [--engine prefect|dvc] [--jobs N]
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from flows import dvc_engine
+from flows.clone import WrongParameters
+from flows.run import CellsFailed, finish, ready
+
+
+class Engine(StrEnum):
+    """What runs the stages."""
+
+    prefect = "prefect"
+    dvc = "dvc"
+
+
+def run(project: Path, profile: str | None, engine: Engine, jobs: int | None) -> None:
+    """Run the benchmark in the clone `project`, which is held from the check of the parameters on."""
+    started = time.monotonic()
+    with ready(project, profile) as runner:
+        # A run with nothing to order, retry or watch does not wait for a Prefect server to start.
+        if engine is Engine.prefect and runner.survey.stale:
+            from flows import prefect_engine
+
+            prefect_engine.benchmark(str(project), jobs=jobs)
+        else:
+            finish(project, dvc_engine.run_graph(runner), started)
+
+
+def main(
+    profile: Annotated[str | None, typer.Option(help="A file of params/; else params.yaml as it is.")] = None,
+    engine: Annotated[Engine, typer.Option(help="Prefect runs stages side by side.")] = Engine.prefect,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Stages at a time; default: the cores.")] = None,
+    project: Annotated[Path, typer.Option(help="The clone to run.", file_okay=False, exists=True)] = Path(),
+) -> None:
+    """Run the benchmark. Exit codes: 0 all passed, 1 some failed, 2 wrong parameters, 130 stopped."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run(project.resolve(), profile, engine, jobs)
+    except WrongParameters as error:
+        leave(str(error), 2)
+    except CellsFailed as error:
+        leave(str(error), 1)
+    except KeyboardInterrupt:
+        leave("stopped: no stage runs any more; the same command goes on where this one ended", 130)
+    except RuntimeError as error:
+        leave(f"the benchmark cannot run: {error}", 1)
+
+
+def leave(message: str, code: int) -> NoReturn:
+    """End the program with a message on the error stream."""
+    print(message, file=sys.stderr, flush=True)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    typer.run(main)

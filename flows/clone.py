@@ -1,0 +1,117 @@
+"""A clone made ready for a run: one benchmark at a time, the wanted parameters, checked before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from flows.repair import Say
+
+
+class WrongParameters(Exception):
+    """The parameters do not allow a run. The message says which and how to put it right."""
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write `data` whole or not at all: a temporary file beside `path`, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def held(project: Path, say: Say) -> Iterator[None]:
+    """Hold the clone for one benchmark; another is waited for, and named."""
+    owner = project / ".work" / "bench.owner.json"
+    owner.parent.mkdir(exist_ok=True)
+    lock = FileLock(project / ".work" / "bench.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"another benchmark holds this clone ({_describe(owner)}): waiting until it ends")
+        lock.acquire()
+    try:
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        entry = {"pid": os.getpid(), "since": since, "command": shlex.join(sys.argv)}
+        write_whole(owner, json.dumps(entry).encode())
+        yield
+    finally:
+        lock.release()
+
+
+def _describe(owner: Path) -> str:
+    try:
+        found = json.loads(owner.read_text(encoding="utf-8"))
+        return f"process {found['pid']} since {found['since']}: {found['command']}"
+    except (OSError, ValueError, KeyError):
+        return "it has not said who it is yet"
+
+
+def choose_profile(project: Path, name: str, say: Say) -> None:
+    """Copy `params/<name>.yaml` to `params.yaml`, unless that would lose somebody's own edits.
+
+    Raises `WrongParameters` for an unknown profile and for a `params.yaml` that is kept nowhere else.
+    """
+    profiles = {path.stem: path.read_bytes() for path in sorted((project / "params").glob("*.yaml"))}
+    if name not in profiles:
+        raise WrongParameters(f"profile: {name!r} is not one of {', '.join(profiles)} (the files of params/)")
+    target, mark = project / "params.yaml", project / ".work" / "params.sha256"
+    present = target.read_bytes() if target.exists() else None
+    if present == profiles[name]:
+        return
+    known = {*profiles.values(), None, _committed(project)}
+    placed = mark.read_text() if mark.exists() else ""
+    if present not in known and _digest(present or b"") != placed:
+        raise WrongParameters(
+            f"params.yaml holds edits of your own that params/{name}.yaml would overwrite. Keep them as a "
+            "profile (cp params.yaml params/mine.yaml), drop them (git checkout params.yaml), or run them "
+            "as they are (without a profile)."
+        )
+    write_whole(target, profiles[name])
+    write_whole(mark, _digest(profiles[name]).encode())
+    say(f"params.yaml is now the profile {name} (params/{name}.yaml)")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _committed(project: Path) -> bytes | None:
+    """`params.yaml` of the last commit, None without one."""
+    shown = subprocess.run(
+        ["git", "show", "HEAD:./params.yaml"], cwd=project, capture_output=True, check=False
+    )
+    return shown.stdout if shown.returncode == 0 else None
+
+
+def check_parameters(project: Path) -> None:
+    """Run `python -m stages.params`, where the project has it; raise `WrongParameters` with its message."""
+    if not (project / "stages" / "params.py").exists():
+        return
+    command = [sys.executable, "-m", "stages.params"]
+    checked = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    message = (checked.stderr.strip() or checked.stdout.strip()) or "python -m stages.params gave no reason"
+    if checked.returncode == 2:
+        raise WrongParameters(message)
+    if checked.returncode:
+        raise RuntimeError(f"the check of params.yaml itself failed (code {checked.returncode}): {message}")

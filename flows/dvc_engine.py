@@ -1,0 +1,43 @@
+"""The benchmark with plain `dvc repro`: one stage after another, without Prefect."""
+
+from __future__ import annotations
+
+from flows import results
+from flows.dvc_runner import DvcRunner, StageFailed
+from flows.run import Outcome, note_failure, plan
+from flows.schedule import LAST, verb
+
+REPORT_TIMEOUT_S = 1800.0
+
+
+def run_graph(runner: DvcRunner) -> Outcome:
+    """Run what is stale; the output of DVC is shown as it is."""
+    outcome = plan(runner)
+    failed = bool(outcome.todo) and runner.run_all(print) != 0
+    if failed:
+        _sort(runner, outcome)
+    good = [stage for stage in outcome.todo if stage not in outcome.failed | outcome.skipped]
+    if results.clear_failures(runner.project, good) or failed:
+        _report(runner, outcome)
+    return outcome
+
+
+def _sort(runner: DvcRunner, outcome: Outcome) -> None:
+    """Of the stages that are still stale, those whose needs are met have failed; the others were skipped."""
+    survey = runner.look()
+    for stage in (stage for stage in survey.upstream if stage in survey.stale and verb(stage) != LAST):
+        blocked = survey.upstream[stage] & (outcome.failed.keys() | outcome.skipped.keys())
+        if blocked:
+            cause = min(blocked)
+            outcome.skipped[stage] = outcome.skipped.get(cause, cause)
+        else:
+            note_failure(runner, outcome, stage, StageFailed(stage, "dvc repro did not finish it; see above"))
+
+
+def _report(runner: DvcRunner, outcome: Outcome) -> None:
+    """Bring the report up to date: DVC leaves it out when any cell failed."""
+    for stage in (stage for stage in runner.survey.upstream if verb(stage) == LAST):
+        try:
+            runner.run_stage(stage, timeout_s=REPORT_TIMEOUT_S, say=print)
+        except StageFailed as error:
+            note_failure(runner, outcome, stage, error)

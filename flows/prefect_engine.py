@@ -1,0 +1,99 @@
+"""The benchmark as a Prefect flow: the DVC graph as tasks, one per stage, in parallel where independent."""
+
+from __future__ import annotations
+
+import queue
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.logging.handlers import APILogHandler
+
+from flows import results
+from flows.dvc_runner import DvcRunner, StageFailed
+from flows.run import LOG, Outcome, cores, finish, note_failure, plan, ready, say
+from flows.schedule import LAST, Schedule, verb
+
+TIMEOUT_S = {"baseline": 4 * 3600.0, "transfer": 2 * 3600.0, "finetune": 4 * 3600.0}
+"""After this a stage is killed, by verb."""
+DEFAULT_TIMEOUT_S = 1800.0
+
+LOG.addHandler(APILogHandler())
+
+
+def _worth_a_retry(_task: Any, _task_run: Any, state: Any) -> bool:
+    return isinstance(state.data, StageFailed) and state.data.worth_a_retry
+
+
+@task(
+    task_run_name="{stage}",
+    retries=1,
+    retry_condition_fn=_worth_a_retry,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def run_stage(stage: str, runner: DvcRunner, timeout_s: float) -> None:
+    """One stage of dvc.yaml; a failure that is not the parameters' fault gets a second try."""
+    started = time.monotonic()
+    say(f"{stage}  started")
+    try:
+        outcome = runner.run_stage(stage, timeout_s=timeout_s, say=lambda line: say(f"{stage}  {line}"))
+    except StageFailed as error:
+        say(f"{stage}  FAILED after {time.monotonic() - started:.1f} s: {error.reason}")
+        raise
+    results.clear_failures(runner.project, [stage])
+    say(f"{stage}  {outcome} in {time.monotonic() - started:.1f} s")
+
+
+@flow(name="benchmark", persist_result=False)
+def benchmark(
+    project: str = ".",
+    profile: str | None = None,
+    jobs: int | None = None,
+    timeouts_s: dict[str, float] | None = None,
+) -> None:
+    """Bring every stage of `project` up to date, `jobs` at a time, and the report whatever failed.
+
+    `jobs` is the number of cores unless given; `timeouts_s` overrides `TIMEOUT_S` by verb.
+    Raises `CellsFailed` if a stage failed, `WrongParameters` before any work.
+    """
+    folder, started = Path(project).resolve(), time.monotonic()
+    with ready(folder, profile) as runner:
+        outcome = run_graph(runner, jobs or cores(), TIMEOUT_S | (timeouts_s or {}))
+        if rows := results.result_rows(folder):
+            create_table_artifact(rows, key="benchmark-results", description=f"Pipeline run {runner.run_id}")
+        finish(folder, outcome, started)
+
+
+def run_graph(runner: DvcRunner, jobs: int, timeouts_s: dict[str, float]) -> Outcome:
+    """Run what is stale, and whatever needs it, as Prefect tasks; all are killed if this is left early."""
+    outcome = plan(runner)
+    upstream = runner.survey.upstream
+    schedule = Schedule(upstream, outcome.todo)
+    futures: dict[str, PrefectFuture[None]] = {}
+    ended = queue.SimpleQueue[str]()
+    try:
+        while schedule.open:
+            for stage in schedule.take(jobs):
+                # Only for Prefect's picture of the run: what is needed has finished before.
+                needed = [
+                    futures[other] for other in upstream[stage] if other in futures and verb(stage) != LAST
+                ]
+                limit_s = timeouts_s.get(verb(stage), DEFAULT_TIMEOUT_S)
+                futures[stage] = run_stage.submit(stage, runner, limit_s, wait_for=needed)
+                futures[stage].add_done_callback(lambda _, stage=stage: ended.put(stage))
+            stage = ended.get()
+            result = futures[stage].result(raise_on_failure=False)
+            if result is not None:
+                note_failure(runner, outcome, stage, result)
+            schedule.end(stage, failed=result is not None)
+    except BaseException:
+        # Before Prefect waits for its threads, which wait for these processes.
+        runner.stop()
+        raise
+    outcome.skipped = schedule.skipped
+    return outcome

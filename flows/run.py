@@ -1,0 +1,121 @@
+"""What both engines share: a clone held and checked, what is to do, how it ended, and how that is said."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from flows import clone, results
+from flows.dvc_runner import DvcRunner, StageFailed
+from flows.schedule import LAST, verb, with_descendants
+
+LOG = logging.getLogger("eugen.flows")
+"""Everything that a person reads of a run; the Prefect engine adds its server as a second reader."""
+LOG.setLevel(logging.INFO)
+LOG.propagate = False
+_terminal = logging.StreamHandler(sys.stdout)
+_terminal.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
+LOG.addHandler(_terminal)
+
+_ready: dict[Path, DvcRunner] = {}
+
+
+def say(line: str) -> None:
+    """One line for the person who follows the run."""
+    LOG.info("%s", line)
+
+
+class CellsFailed(Exception):
+    """The run went to its end, but not every stage did."""
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    todo: list[str]
+    """Stages that were stale, or need one that was, in the order of dvc.yaml."""
+    cached: int
+    """How many others there are."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Reason by stage."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """The failed stage it needs, by stage."""
+
+
+@contextmanager
+def ready(project: Path, profile: str | None) -> Iterator[DvcRunner]:
+    """Hold the clone, put the profile in place, check the parameters and ask DVC what is stale.
+
+    Within another `ready` of the same process it only hands over the runner of that one.
+    """
+    if project in _ready:
+        yield _ready[project]
+        return
+    with clone.held(project, say):
+        if profile is not None:
+            clone.choose_profile(project, profile, say)
+        run_id = (
+            os.environ.get("EUGEN_PIPELINE_RUN") or f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        )
+        runner = _ready[project] = DvcRunner(project, run_id, say)
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                survey = pool.submit(runner.look)
+                clone.check_parameters(project)
+            survey.result()
+            yield runner
+        except BaseException:
+            runner.stop()
+            raise
+        finally:
+            del _ready[project]
+
+
+def plan(runner: DvcRunner) -> Outcome:
+    """Say what there is to do; failures of stages that DVC finds up to date are forgotten."""
+    upstream = runner.survey.upstream
+    todo = with_descendants(upstream, runner.survey.stale)
+    if results.clear_failures(runner.project, upstream.keys() - todo):
+        todo |= {stage for stage in upstream if verb(stage) == LAST}
+    outcome = Outcome([stage for stage in upstream if stage in todo], len(upstream) - len(todo))
+    say(f"run {runner.run_id}: {len(upstream)} stages, {outcome.cached} up to date, {len(todo)} to do")
+    return outcome
+
+
+def note_failure(runner: DvcRunner, outcome: Outcome, stage: str, error: object) -> None:
+    """Enter a failed stage; its reason, if it left none itself, goes where the report finds it."""
+    reason = error.reason if isinstance(error, StageFailed) else repr(error)
+    results.record_failure(runner.project, stage, reason)
+    outcome.failed[stage] = results.read_failure(runner.project, stage) or reason
+
+
+def finish(project: Path, outcome: Outcome, started: float) -> None:
+    """Say how the run ended and where the report is; raise `CellsFailed` if a stage failed."""
+    for stage, reason in outcome.failed.items():
+        say(f"FAILED {stage}: {reason}")
+        if skipped := [other for other, cause in outcome.skipped.items() if cause == stage]:
+            say(f"  skipped, because they need it: {', '.join(skipped)}")
+    done = len(outcome.todo) - len(outcome.failed) - len(outcome.skipped)
+    counts = f"{outcome.cached} stages up to date before, {done} done"
+    if outcome.failed:
+        counts += f", {len(outcome.failed)} failed, {len(outcome.skipped)} skipped"
+    say(f"{counts}, in {time.monotonic() - started:.0f} s")
+    report = project / "reports" / "report.html"
+    say(f"report: {report}" if report.exists() else "there is no report: its stage did not finish")
+    if outcome.failed:
+        raise CellsFailed(f"failed: {', '.join(outcome.failed)}")
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,74 @@
+"""Which stage may start next: dependencies, a limit of jobs, stages that must be alone, failures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Set
+
+Upstream = Mapping[str, Set[str]]
+"""The stages that each stage needs, by name, in the order of dvc.yaml."""
+
+ALONE = frozenset({"profile", "report"})
+"""Verbs that nothing may run beside: a neighbour would disturb the timings."""
+LAST = "report"
+"""The verb that runs after everything else, whatever failed."""
+
+
+def verb(stage: str) -> str:
+    """The verb of a stage: `transfer` of `transfer@vision-eugen`."""
+    return stage.partition("@")[0]
+
+
+def with_descendants(upstream: Upstream, stages: Set[str]) -> set[str]:
+    """`stages` and everything that needs one of them, directly or not."""
+    found = set(stages)
+    while grown := {stage for stage, needs in upstream.items() if stage not in found and needs & found}:
+        found |= grown
+    return found
+
+
+class Schedule:
+    """The state of one run over the stages `todo`; a stage is started by `take` and ended by `end`."""
+
+    def __init__(self, upstream: Upstream, todo: Collection[str]) -> None:
+        self._upstream = upstream
+        self._waiting = [stage for stage in upstream if stage in todo]
+        self._running: set[str] = set()
+        self.skipped: dict[str, str] = {}
+        """Stages that will not run, with the failed stage they need."""
+
+    @property
+    def open(self) -> bool:
+        """Whether anything runs or will."""
+        return bool(self._waiting or self._running)
+
+    def take(self, jobs: int) -> list[str]:
+        """Mark as running, and return, the stages to start now so that at most `jobs` run at a time.
+
+        Stages that must be alone wait until no other is left, so the parallel ones keep all cores busy.
+        """
+        if any(verb(stage) in ALONE for stage in self._running):
+            return []
+        ready = [stage for stage in self._waiting if self._ready(stage)]
+        shared = [stage for stage in ready if verb(stage) not in ALONE]
+        chosen = shared[: max(0, jobs - len(self._running))]
+        if not shared and not self._running:
+            chosen = ready[:1]
+        self._waiting = [stage for stage in self._waiting if stage not in chosen]
+        self._running.update(chosen)
+        return chosen
+
+    def end(self, stage: str, *, failed: bool) -> None:
+        """Note that a running stage ended; what needs a failed one is skipped, except the last verb."""
+        self._running.remove(stage)
+        if not failed:
+            return
+        needing = with_descendants(self._upstream, {stage})
+        for other in [other for other in self._waiting if other in needing and verb(other) != LAST]:
+            self._waiting.remove(other)
+            self.skipped[other] = stage
+
+    def _ready(self, stage: str) -> bool:
+        if verb(stage) == LAST:
+            return not self._running and all(verb(other) == LAST for other in self._waiting)
+        unfinished = self._running.union(self._waiting)
+        return not self._upstream[stage] & unfinished

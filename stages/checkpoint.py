@@ -1,0 +1,119 @@
+"""Progress that survives a kill: training checkpoints and finished units of a stage.
+
+Everything lives under `.work/progress/<key>/`, where the key is a hash of the stage's parameters
+and dependencies; the folder goes when the stage has succeeded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from stages.tracking.record import write_json
+
+PROGRESS = Path(".work/progress")
+
+
+class Progress:
+    """The folder of one stage's finished units.
+
+    Args:
+        stage, task, method: which stage of dvc.yaml; its dependencies there become part of the key.
+        params: the parameters that the result depends on.
+    """
+
+    def __init__(self, stage: str, *, task: str, method: str | None = None, params: Any) -> None:
+        digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode())
+        for path in _dependencies(stage, task, method):
+            digest.update(path.as_posix().encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        name = "-".join(part for part in (stage, task, method) if part)
+        self.folder = PROGRESS / f"{name}-{digest.hexdigest()[:12]}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self, unit: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """A finished unit: its values and its tensors, or None."""
+        values, tensors = self.folder / f"{unit}.json", self.folder / f"{unit}.safetensors"
+        if not values.exists():
+            return None
+        return json.loads(values.read_text(encoding="utf-8")), load_file(tensors)
+
+    def store(self, unit: str, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Keep a unit. The values are written last: they say that the unit is whole."""
+        save_tensors(self.folder / f"{unit}.safetensors", tensors)
+        write_json(self.folder / f"{unit}.json", values)
+
+    def clear(self) -> None:
+        """Forget everything: the stage has succeeded."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write safetensors whole or not at all; tensors that share memory are copied apart."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({name: t.detach().clone().contiguous() for name, t in tensors.items()}, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save(
+    path: Path,
+    done: int,
+    model: nn.Module,
+    optimiser: Optimizer,
+    schedule: LRScheduler,
+    generator: torch.Generator,
+) -> None:
+    """Write a training checkpoint after `done` epochs, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    state = {
+        "done": done,
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "schedule": schedule.state_dict(),
+        "generator": generator.get_state(),
+    }
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def resume(
+    path: Path, model: nn.Module, optimiser: Optimizer, schedule: LRScheduler, generator: torch.Generator
+) -> int:
+    """Restore a checkpoint in place, if there is one; returns the number of finished epochs."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    schedule.load_state_dict(state["schedule"])
+    generator.set_state(state["generator"])
+    return state["done"]
+
+
+def _dependencies(stage: str, task: str, method: str | None) -> list[Path]:
+    """The files that dvc.yaml names as the stage's dependencies, folders unfolded."""
+    text = Path("dvc.yaml").read_text(encoding="utf-8")
+    text = text.replace("${item.task}", task).replace("${item.method}", method or "")
+    files: list[Path] = []
+    for name in yaml.safe_load(text)["stages"][stage]["deps"]:
+        path = Path(name)
+        found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files += [p for p in found if "__pycache__" not in p.parts]
+    return files

@@ -1,0 +1,38 @@
+"""SHA-256 of files and arrays, and the error every data problem ends in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+
+class DataError(RuntimeError):
+    """A data set is missing, altered or malformed. Its text names the set, the place and the cure."""
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of named arrays: names, dtypes, shapes and values; neither order nor memory layout counts.
+
+    Raises `ValueError` for arrays of Python objects: their bytes are addresses, not values.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        if array.dtype.hasobject:
+            raise ValueError(
+                f"array {name!r} holds Python objects ({array.dtype}): give it a numeric or text dtype"
+            )
+        # Little-endian everywhere, so that equal values have equal hashes on every machine.
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        digest.update(f"{name!r} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,128 @@
+"""End-to-end fine-tuning of one method: `python -m stages.finetune --task vision --method prune`."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from stages import params
+from stages.checkpoint import Progress, save_tensors
+from stages.models import RECORD_FILE, changed_tensors, dense_model, student_model, unit_name
+from stages.params import Method
+from stages.tasks import Task, open_task
+from stages.tracking import Run, record, stage_run
+
+OUT = Path("artifacts/finetune")
+TRANSFERRED = Path("artifacts/transfer")
+
+
+def finetune(
+    task: Annotated[str, typer.Option(help="Task of params.yaml.")],
+    method: Annotated[str, typer.Option(help="Method of params.yaml.")],
+) -> None:
+    """Write artifacts/finetune/<task>/<method>: what changed and its quality, per budget and seed."""
+    settings = params.load()
+    opened, row = open_task(settings, task), settings.method(method)
+    torch.set_num_threads(settings.run.threads)
+    chosen = {"run": settings.run.model_dump(), "finetune": opened.settings.finetune.model_dump()}
+    with stage_run("finetune", task=task, method=method, params=chosen) as run:
+        out = OUT / task / method
+        progress = Progress("finetune", task=task, method=method, params=chosen)
+        dense = dense_model(opened)
+        units = []
+        for budget in row.budgets(opened.settings.finetune.budgets) if opened.settings.finetune.steps else []:
+            for seed in opened.settings.finetune.seeds:
+                name = unit_name(seed, budget)
+                found = progress.load(name)
+                if found is None:
+                    start = student_model(dense, row.config(budget), _transferred(task, method, name))
+                    found = finetune_unit(opened, dense, start, seed, budget, run)
+                    progress.store(name, *found)
+                save_tensors(out / f"{name}.safetensors", found[1])
+                units.append(found[0])
+                run.metrics({f"b{budget:g}.{opened.quality_name}": units[-1]["quality"]}, step=seed)
+        out.mkdir(parents=True, exist_ok=True)
+        run.artifact(out, folder="weights")
+        record.write_json(out / RECORD_FILE, {"units": units, "overhead_seconds": run.overhead_seconds})
+        progress.clear()
+
+
+def finetune_unit(
+    task: Task, dense: nn.Module, start: nn.Module, seed: int, budget: float, run: Run
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Every learning rate from the same start; the best on the validation part is judged on the test part."""
+    settings = task.settings.finetune
+    began = time.perf_counter()
+    trials: list[tuple[float, float, nn.Module]] = []
+    for rate in settings.learning_rates:
+        model = copy.deepcopy(start)
+        curve = train(task, model, rate, seed)
+        name = f"{unit_name(seed, budget)}.lr{rate:g}"
+        run.curve(f"{name}.loss", curve)
+        trials.append((task.evaluate(model, "validation")[task.quality_name], rate, model))
+        run.progress(f"{name}: validation {task.quality_name} {trials[-1][0]:.4f}")
+    best = max(trials, key=lambda trial: trial[0] if task.higher_is_better else -trial[0])
+    measured = task.evaluate(best[2], "test")
+    values = {
+        "seed": seed,
+        "budget": budget,
+        "quality": measured.pop(task.quality_name),
+        "extra": measured,
+        "learning_rate": best[1],
+        "trials": {f"{rate:g}": quality for quality, rate, _ in trials},
+        "seconds": time.perf_counter() - began,
+    }
+    return values, changed_tensors(best[2], dense)
+
+
+def train(task: Task, model: nn.Module, rate: float, seed: int) -> list[tuple[int, float]]:
+    """AdamW with a one-cycle learning rate; returns the loss curve.
+
+    Raises:
+        FloatingPointError: the loss became NaN or infinite: the cell fails, it never counts as a number.
+    """
+    settings = task.settings.finetune
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(weights, lr=rate, weight_decay=0.01)
+    schedule = OneCycleLR(optimiser, max_lr=rate, total_steps=settings.steps + 1, pct_start=0.2)
+    curve = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # dropout draws from the global generator
+        for step in range(settings.steps):
+            loss = task.loss(model, settings.batch_size, generator)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"the fine-tuning loss became {float(loss)} at step {step}, lr {rate:g}"
+                )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimiser.step()
+            schedule.step()
+            curve.append((step, float(loss.detach())))
+    model.eval()
+    return curve
+
+
+def _transferred(task: str, method: str, unit: str) -> dict[str, Tensor]:
+    path = TRANSFERRED / task / method / f"{unit}.safetensors"
+    if not path.exists():
+        raise params.ParamsError(
+            f"tasks.{task}.finetune asks for {unit}, which tasks.{task}.transfer does not make: "
+            "its budgets and seeds must be among those of transfer"
+        )
+    return load_file(path)
+
+
+if __name__ == "__main__":
+    typer.run(finetune)

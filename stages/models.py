@@ -1,0 +1,64 @@
+"""Trained networks on disk: the dense baseline whole, everything derived from it as what changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import eugen
+from eugen import LayerConfig
+from stages.tasks import BASELINE, Task
+
+DENSE_FILE = "dense.safetensors"
+RECORD_FILE = "record.json"
+
+
+def dense_model(task: Task) -> nn.Module:
+    """The trained dense network of a task, in evaluation mode."""
+    model = task.build()
+    model.load_state_dict(load_file(BASELINE / task.name / DENSE_FILE))
+    return model.eval()
+
+
+def student_model(dense: nn.Module, config: LayerConfig, changed: dict[str, Tensor]) -> nn.Module:
+    """The dense network with blocks replaced and the stored changes loaded."""
+    student = eugen.replace(dense, config).model
+    state = student.state_dict()
+    unknown = sorted(set(changed) - set(state))
+    if unknown:
+        raise ValueError(
+            f"stored tensor {unknown[0]} is not part of the model: it belongs to another configuration"
+        )
+    student.load_state_dict({**state, **changed})
+    return student.eval()
+
+
+def changed_tensors(student: nn.Module, dense: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a student that the dense network lacks or has with other values."""
+    known = dense.state_dict()
+    return {
+        name: tensor
+        for name, tensor in student.state_dict().items()
+        if name not in known or known[name].shape != tensor.shape or not torch.equal(known[name], tensor)
+    }
+
+
+def unit_name(seed: int, budget: float) -> str:
+    """Stem of the files of one seed at one budget."""
+    return f"seed{seed}-budget{budget:g}"
+
+
+def read_json(path: Path) -> Any:
+    """Plain data of an earlier stage.
+
+    Raises:
+        FileNotFoundError: names the stage that writes the file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run the stage that writes it, `dvc repro`")
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,216 @@
+"""params.yaml, validated: what runs, with which sizes, budgets and seeds.
+
+`python -m stages.params` checks the file and exits with 2 and one line per fault.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+
+import eugen
+from eugen import LayerConfig
+
+PARAMS_FILE = Path("params.yaml")
+
+Budget = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0)]
+S = TypeVar("S", bound=BaseModel)
+
+
+class ParamsError(ValueError):
+    """A fault in params.yaml: names the key, its value and what is allowed."""
+
+
+class Section(BaseModel):
+    """Base of every section: an unknown key is a fault."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunSettings(Section):
+    """What all stages share."""
+
+    device: str = "cpu"
+    threads: PositiveInt = 1
+    """CPU threads of each stage's process."""
+    timing_threads: PositiveInt = 2
+    """CPU threads of the profile stage, which runs alone."""
+    provisional: bool = False
+
+
+class TransferSettings(Section):
+    """Layer-wise transfer, the same for every method."""
+
+    budgets: list[Budget] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
+    calibration_tokens: PositiveInt
+    refine_steps: int = Field(default=0, ge=0)
+
+
+class FinetuneSettings(Section):
+    """End-to-end fine-tuning, the same for every method; the learning rate is chosen on the validation part."""
+
+    budgets: list[Budget] = []
+    seeds: list[Seed] = []
+    steps: int = Field(ge=0)
+    batch_size: PositiveInt
+    learning_rates: list[PositiveFloat] = Field(min_length=1)
+
+
+class ProfileSettings(Section):
+    """Whole-model latency beside the dense network's."""
+
+    batches: list[PositiveInt] = Field(min_length=1)
+    pairs: int = Field(ge=10)
+    seconds: PositiveFloat = 6.0
+    """Time limit of one comparison; at least 10 pairs are measured whatever they take."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class TaskSettings(Section):
+    """A task's section; each task narrows `data` and `baseline` to its own."""
+
+    data: Section
+    baseline: Section
+    transfer: TransferSettings
+    finetune: FinetuneSettings
+    profile: ProfileSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row of the suite: a registered layer and the fields of its configuration."""
+
+    name: str
+    layer: str
+    fields: dict[str, Any]
+
+    def config(self, budget: float) -> LayerConfig:
+        """The layer's configuration at a budget."""
+        return eugen.layers()[self.layer](budget=budget, **self.fields)
+
+    def budgets(self, wanted: list[float]) -> list[float]:
+        """The budgets to run; the dense block has one, 1."""
+        return [1.0] if self.layer == "dense" else wanted
+
+
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """All of params.yaml. `tasks` are validated by each task's own settings, see `stages.tasks.open_task`."""
+
+    profile: str
+    run: RunSettings
+    tasks: dict[str, dict[str, Any]]
+    methods: dict[str, Method]
+
+    def method(self, name: str) -> Method:
+        """One row by name."""
+        if name not in self.methods:
+            raise ParamsError(f"unknown method {name!r}: params.yaml has {', '.join(self.methods)}")
+        return self.methods[name]
+
+
+def load(path: Path = PARAMS_FILE) -> Params:
+    """Read and validate everything but the tasks' own sections.
+
+    Raises:
+        ParamsError: the file is missing, no YAML, or holds an unknown or wrong key.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(
+            f"{path} is missing: copy a profile, for example `cp params/cpu.yaml {path}`"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path} must hold the keys profile, run, tasks and methods")
+    _allow(raw, ("profile", "run", "tasks", "methods"), where="", required=True)
+    methods = {name: _method(name, fields) for name, fields in _mapping(raw, "methods").items()}
+    run = validate(RunSettings, raw["run"], "run")
+    return Params(str(raw["profile"]), run, _mapping(raw, "tasks"), methods)
+
+
+def validate(model: type[S], value: Any, where: str) -> S:
+    """A section as its pydantic model, with faults told in params.yaml's own words."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise ParamsError(_faults(error, where)) from None
+
+
+def _method(name: str, fields: Any) -> Method:
+    fields = {} if fields is None else fields
+    if not isinstance(fields, dict):
+        raise ParamsError(
+            f"methods.{name} = {fields!r}: must be a mapping such as {{layer: eugen, order: 2}}"
+        )
+    fields = dict(fields)
+    layer = fields.pop("layer", name)
+    known = eugen.layers()
+    if layer not in known:
+        raise ParamsError(f"methods.{name}.layer = {layer!r}: unknown layer, use one of {', '.join(known)}")
+    allowed = tuple(f.name for f in dataclasses.fields(known[layer]) if f.name != "budget")
+    _allow(fields, allowed, where=f"methods.{name}.")
+    types = get_type_hints(known[layer])
+    for key, value in fields.items():
+        try:
+            TypeAdapter(types[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ParamsError(_faults(error, f"methods.{name}.{key}")) from None
+    return Method(name, layer, fields)
+
+
+def _allow(value: dict[str, Any], allowed: tuple[str, ...], *, where: str, required: bool = False) -> None:
+    for key in value:
+        if key not in allowed:
+            raise ParamsError(f"{where}{key} = {value[key]!r}: unknown key, allowed are {', '.join(allowed)}")
+    missing = [key for key in allowed if required and key not in value]
+    if missing:
+        raise ParamsError(f"{where}{missing[0]} is missing")
+
+
+def _mapping(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    value = raw[key]
+    if not (isinstance(value, dict) and value):
+        raise ParamsError(f"{key} = {value!r}: must be a mapping with at least one entry")
+    return value
+
+
+def _faults(error: ValidationError, where: str) -> str:
+    lines = []
+    for fault in error.errors():
+        key = ".".join([where, *(str(part) for part in fault["loc"] if isinstance(part, int | str))])
+        lines.append(f"{key} = {fault['input']!r}: {fault['msg']}")
+    return "; ".join(lines)
+
+
+def check(path: Path = PARAMS_FILE) -> Params:
+    """Validate everything, each task's section and each row at each budget included."""
+    from stages.tasks import task_settings
+
+    params = load(path)
+    for name in params.tasks:
+        settings = task_settings(params, name)
+        for method in params.methods.values():
+            for budget in method.budgets(settings.transfer.budgets):
+                try:
+                    method.config(budget)
+                except ValueError as error:
+                    raise ParamsError(f"methods.{method.name} at budget {budget}: {error}") from None
+    return params
+
+
+if __name__ == "__main__":
+    try:
+        check()
+    except ParamsError as fault:
+        print(f"params.yaml: {fault}", file=sys.stderr)
+        sys.exit(2)

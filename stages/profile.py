@@ -1,0 +1,207 @@
+"""Cost and latency of one method, and its record: `python -m stages.profile --task embedding --method eugen`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from safetensors.torch import load_file
+from torch import nn
+
+from eugen.cost import ModelCost, model_cost
+from eugen.timing import compare, peak_bytes
+from stages import params
+from stages.data.verify import sha256_file
+from stages.models import DENSE_FILE, RECORD_FILE, dense_model, read_json, student_model, unit_name
+from stages.params import Method, Params
+from stages.tasks import BASELINE, Task, open_task
+from stages.tracking import Run, environment, record, stage_run
+
+CELLS, METRICS = Path("results/cells"), Path("results/metrics")
+TRANSFERRED, FINETUNED = Path("artifacts/transfer"), Path("artifacts/finetune")
+
+
+def profile(
+    task: Annotated[str, typer.Option(help="Task of params.yaml.")],
+    method: Annotated[str, typer.Option(help="Method of params.yaml.")],
+) -> None:
+    """Write results/cells/<task>-<method>.json, the cell's whole record."""
+    settings = params.load()
+    opened, row = open_task(settings, task), settings.method(method)
+    torch.set_num_threads(settings.run.timing_threads)
+    chosen = {
+        "run": settings.run.model_dump(),
+        "profile": opened.settings.profile.model_dump(),
+        "method": {"layer": row.layer, **row.fields},
+    }
+    with stage_run("profile", task=task, method=method, params=chosen) as run:
+        dense = dense_model(opened)
+        costs, latencies = [], []
+        for budget in row.budgets(opened.settings.transfer.budgets):
+            first = unit_name(opened.settings.transfer.seeds[0], budget)
+            weights = load_file(TRANSFERRED / task / method / f"{first}.safetensors")
+            student = student_model(dense, row.config(budget), weights)
+            costs.append(measure_cost(opened, dense, student, budget))
+            latencies += measure_latency(opened, dense, student, budget, settings, run)
+        cell = assemble(settings, opened, row, costs, latencies, run.overhead_seconds)
+        metrics = flat_metrics(cell)
+        record.write_record(CELLS / f"{task}-{method}.json", cell)
+        record.write_json(METRICS / f"{task}-{method}.json", metrics)
+        run.metrics(metrics)
+        run.artifact(CELLS / f"{task}-{method}.json")
+
+
+def measure_cost(task: Task, dense: nn.Module, student: nn.Module, budget: float) -> record.Cost:
+    """Exact cost of both networks for one example."""
+    base: ModelCost = model_cost(dense, task.example(1), task.call)
+    own: ModelCost = model_cost(student, task.example(1), task.call)
+    return record.Cost(
+        budget=budget,
+        params=own.params,
+        params_dense=base.params,
+        ffn_params=own.ffn_params,
+        ffn_params_dense=base.ffn_params,
+        macs=own.macs,
+        macs_dense=base.macs,
+        ffn_macs=own.ffn_macs,
+        ffn_macs_dense=base.ffn_macs,
+        weight_bytes=own.weight_bytes,
+        weight_bytes_dense=base.weight_bytes,
+    )
+
+
+def measure_latency(
+    task: Task, dense: nn.Module, student: nn.Module, budget: float, settings: Params, run: Run
+) -> list[record.Latency]:
+    """Interleaved whole-model latencies of both networks at each batch size."""
+    chosen, device = task.settings.profile, settings.run.device
+    dtype = getattr(torch, chosen.dtype)
+    models = [model.to(device=device, dtype=dtype) for model in (dense, student)]
+    measured = []
+    for batch in chosen.batches:
+        example = task.example(batch)
+        example = example.to(device, dtype if example.is_floating_point() else None)
+        base, other = (lambda m=m: task.call(m, example) for m in models)
+        costs = [model_cost(m, example, task.call).macs for m in models]
+        timed = compare(base, other, pairs=chosen.pairs, max_seconds=chosen.seconds, device=device)
+        speedup, low, high = timed.speedup()
+        run.progress(f"budget {budget:g}, batch {batch}: {speedup:.2f}x [{low:.2f}, {high:.2f}]")
+        latency = record.Latency(
+            budget=budget,
+            device=device,
+            dtype=chosen.dtype,
+            batch=batch,
+            threads=settings.run.timing_threads,
+            dense_ms=timed.base_ms,
+            method_ms=timed.other_ms,
+            speedup=speedup,
+            speedup_low=low,
+            speedup_high=high,
+            speedup_limit=costs[0] / costs[1],
+            peak_bytes_dense=peak_bytes(base, models[0], device=device),
+            peak_bytes_method=peak_bytes(other, models[1], device=device),
+        )
+        measured.append(latency)
+    return measured
+
+
+def assemble(
+    settings: Params,
+    task: Task,
+    method: Method,
+    costs: list[record.Cost],
+    latencies: list[record.Latency],
+    overhead: float,
+) -> record.CellRecord:
+    """The cell's record from what the earlier stages left and what was measured here."""
+    base = read_json(BASELINE / task.name / RECORD_FILE)
+    moved = read_json(TRANSFERRED / task.name / method.name / RECORD_FILE)
+    tuned = read_json(FINETUNED / task.name / method.name / RECORD_FILE)
+    here = environment.environment()
+    weights = {"dense": sha256_file(BASELINE / task.name / DENSE_FILE)}
+    for stage, folder in (("transfer", TRANSFERRED), ("finetune", FINETUNED)):
+        for path in sorted((folder / task.name / method.name).glob("*.safetensors")):
+            weights[f"{stage}.{path.stem}"] = sha256_file(path)
+    seeds = seed_results(base, moved["units"], tuned["units"], task.quality_name)
+    behind = [seed for seed in seeds if seed.quality_finetuned is not None] or seeds
+    budgets = {seed.budget for seed in behind}
+    single = len(behind) < 2 * len(budgets)
+    return record.CellRecord(
+        task=task.name,
+        method=method.name,
+        profile=settings.profile,
+        provisional=settings.run.provisional or here.dirty or single,
+        quality_name=task.quality_name,
+        higher_is_better=task.higher_is_better,
+        params={
+            "run": settings.run.model_dump(),
+            "task": task.settings.model_dump(),
+            "method": {"layer": method.layer, **method.fields},
+        },
+        dense_metrics=base["quality"],
+        seeds=seeds,
+        costs=costs,
+        latencies=latencies,
+        train_seconds_dense=base["train_seconds"],
+        environment=here,
+        data_sha256=base["data_sha256"],
+        weights_sha256=weights,
+        stage_overhead_seconds={
+            **base["overhead_seconds"],
+            "transfer": moved["overhead_seconds"],
+            "finetune": tuned["overhead_seconds"],
+            "profile": overhead,
+        },
+    )
+
+
+def seed_results(
+    base: dict[str, Any], moved: list[dict[str, Any]], tuned: list[dict[str, Any]], quality_name: str
+) -> list[record.SeedResult]:
+    """Transfer and fine-tuning of each seed and budget, side by side."""
+    later = {(unit["seed"], unit["budget"]): unit for unit in tuned}
+    results = []
+    for unit in moved:
+        after = later.get((unit["seed"], unit["budget"]))
+        results.append(
+            record.SeedResult(
+                seed=unit["seed"],
+                budget=unit["budget"],
+                quality_dense=base["quality"][quality_name],
+                quality_transfer_only=unit["quality"],
+                quality_finetuned=after and after["quality"],
+                learning_rate=after and after["learning_rate"],
+                extra_transfer_only=unit["extra"],
+                extra_finetuned=after["extra"] if after else {},
+                fit_r2=unit["fit_r2"],
+                transfer_seconds=unit["seconds"],
+                finetune_seconds=after["seconds"] if after else 0.0,
+            )
+        )
+    return results
+
+
+def flat_metrics(cell: record.CellRecord) -> dict[str, float]:
+    """A few numbers a cell is compared by, for `dvc metrics show` and MLflow."""
+    flat: dict[str, float] = {}
+    for cost in cell.costs:
+        here = [seed for seed in cell.seeds if seed.budget == cost.budget]
+        tuned = [seed.quality_finetuned for seed in here if seed.quality_finetuned is not None]
+        prefix = f"b{cost.budget:g}."
+        flat[f"{prefix}{cell.quality_name}_transfer_only"] = math.fsum(
+            s.quality_transfer_only for s in here
+        ) / len(here)
+        if tuned:
+            flat[f"{prefix}{cell.quality_name}"] = math.fsum(tuned) / len(tuned)
+        flat[f"{prefix}ffn_macs_ratio"] = cost.ffn_macs / cost.ffn_macs_dense
+        flat[f"{prefix}params_ratio"] = cost.params / cost.params_dense
+    for latency in cell.latencies:
+        flat[f"b{latency.budget:g}.batch{latency.batch}.speedup"] = latency.speedup
+    return flat
+
+
+if __name__ == "__main__":
+    typer.run(profile)

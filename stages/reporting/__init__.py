@@ -1,0 +1,1 @@
+"""What `stages.report` is made of: reading records, statistics, tables, figures, page, ledger."""

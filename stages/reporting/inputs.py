@@ -1,0 +1,146 @@
+"""What the report reads: params.yaml, the cells' records and the notes of failed cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from stages.tracking.record import SCHEMA_VERSION, CellRecord, Failure, Record
+
+DENSE = "dense"
+"""The row that every other row is measured against."""
+_R = TypeVar("_R", bound=Record)
+
+
+class ReportError(Exception):
+    """The report cannot be made; the message names the file and the cure."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a report is made of, cells in the order of params.yaml."""
+
+    params: dict[str, Any]
+    records: list[CellRecord]
+    failures: list[Failure] = field(default_factory=list)
+    study: dict[str, Any] | None = None
+    """The `study` profile's parameters, to say what it would add; None where it is not at hand."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks that have at least one record."""
+        return list(dict.fromkeys(record.task for record in self.records))
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods of all records, in order of first appearance."""
+        return list(dict.fromkeys(record.method for record in self.records))
+
+    def of_task(self, task: str) -> list[CellRecord]:
+        """The records of one task."""
+        return [record for record in self.records if record.task == task]
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """Read a parameter file. Raises ReportError if it is missing or not a parameter file."""
+    try:
+        params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ReportError(
+            f"{path}: cannot be read ({error.strerror}); run from the repository root"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ReportError(f"{path}: not valid YAML ({_one_line(error)}); restore it from params/") from error
+    sections = ("tasks", "methods")
+    if not isinstance(params, dict) or not all(isinstance(params.get(name), dict) for name in sections):
+        raise ReportError(f"{path}: lacks the sections tasks and methods; restore it from params/")
+    return params
+
+
+def read_record(path: Path, kind: type[_R], cure: str) -> _R:
+    """Read one validated record. Raises ReportError naming the file, the fault and the cure."""
+    try:
+        record = kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be read ({error.strerror}); {cure}") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "the file"
+        raise ReportError(f"{path}: not a valid {kind.__name__} ({where}: {fault['msg']}); {cure}") from error
+    version = getattr(record, "schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise ReportError(f"{path}: schema version {version}, this code reads {SCHEMA_VERSION}; {cure}")
+    return record
+
+
+def read_cell(path: Path, task: str, method: str, cure: str) -> CellRecord:
+    """Read the record of a named cell. Raises ReportError also if it is some other cell's."""
+    record = read_record(path, CellRecord, cure)
+    if (record.task, record.method) != (task, method):
+        raise ReportError(
+            f"{path}: holds the cell {record.task}/{record.method}, not {task}/{method}; {cure}"
+        )
+    return record
+
+
+def read_run(root: Path) -> Inputs:
+    """Read what the current run left under `root`: a record or a reason for every cell of params.yaml."""
+    params = read_params(root / "params.yaml")
+    notes = read_failures(root / "results" / "failures")
+    records, failures = [], []
+    for task in params["tasks"]:
+        for method in params["methods"]:
+            outcome = _outcome(root, params, notes, task, method)
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            else:
+                records.append(outcome)
+    study = root / "params" / "study.yaml"
+    return Inputs(params, records, failures, read_params(study) if study.is_file() else None)
+
+
+def read_failures(folder: Path) -> list[Failure]:
+    """Read the notes of failed stages."""
+    cure = "delete it and run the report again"
+    return [read_record(path, Failure, cure) for path in sorted(folder.glob("*.json"))]
+
+
+def read_committed(root: Path) -> list[CellRecord]:
+    """Read reports/records/<task>/<method>.json, sorted by path."""
+    return list(_committed(root / "reports" / "records"))
+
+
+def _committed(folder: Path) -> Iterator[CellRecord]:
+    for path in sorted(folder.glob("*/*.json")):
+        cure = f"restore it with `git checkout -- {path}`"
+        yield read_cell(path, path.parent.name, path.stem, cure)
+
+
+def _outcome(root: Path, params: dict, notes: list[Failure], task: str, method: str) -> CellRecord | Failure:
+    """A failed stage wins over a record: DVC leaves the last run's record in place when a cell fails."""
+    for note in notes:
+        if note.task == task and note.method in (None, method):
+            return note.model_copy(update={"method": method})
+    path = root / "results" / "cells" / f"{task}-{method}.json"
+    name = path.relative_to(root).as_posix()
+    if not path.is_file():
+        return _missing(task, method, f"{name} does not exist: the cell has not run; run `dvc repro`")
+    record = read_cell(path, task, method, f"delete it and run `dvc repro profile@{task}-{method}`")
+    profile = params.get("profile", record.profile)
+    if record.profile != profile:
+        reason = f"{name} is left over from profile {record.profile}, this run is {profile}; run `dvc repro`"
+        return _missing(task, method, reason)
+    return record
+
+
+def _missing(task: str, method: str, reason: str) -> Failure:
+    return Failure(stage="–", task=task, method=method, error=reason, traceback="", time="")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,130 @@
+"""The README's table and the ledger, generated from the committed records of the `study` profile."""
+
+from __future__ import annotations
+
+from difflib import unified_diff
+from itertools import groupby
+from pathlib import Path
+
+from stages.reporting import text
+from stages.reporting.inputs import DENSE, ReportError, read_committed
+from stages.reporting.intervals import Interval, budgets, final_scores, mean_interval, scores
+from stages.reporting.ledger import ledger
+from stages.reporting.markdown import escape, table
+from stages.reporting.table import cost_at, is_provisional, latencies_at
+from stages.tracking.record import CellRecord, Latency
+
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+
+
+def generate(root: Path) -> dict[Path, str]:
+    """The files that follow from the committed records, with their whole text."""
+    records = read_committed(root)
+    readme = root / "README.md"
+    return {
+        readme: _between(readme, readme_table(records)),
+        root / "reports" / "ledger.md": ledger(records),
+    }
+
+
+def drift(root: Path) -> str:
+    """A unified diff from what stands in the files to what the records say; empty if they agree."""
+    lines = []
+    for path, wanted in generate(root).items():
+        present = path.read_text(encoding="utf-8") if path.is_file() else ""
+        names = f"{path} (as it stands)", f"{path} (from the records)"
+        lines += unified_diff(present.splitlines(), wanted.splitlines(), *names, lineterm="", n=1)
+    return "\n".join(lines)
+
+
+def readme_table(records: list[CellRecord]) -> str:
+    """Markdown: per task the largest budget's rows, the others folded; only rows that may be quoted."""
+    rows = [(r, budget) for r in records for budget in budgets(r) if not is_provisional(r, budget)]
+    if not any(record.method != DENSE for record, _ in rows):
+        return "No result of the `study` profile is committed yet; `make bench` measures on your machine."
+    parts = []
+    for task, group in groupby(sorted(rows, key=lambda row: row[0].task), key=lambda row: row[0].task):
+        parts += _task(task, list(group))
+    return "\n".join(parts)
+
+
+def _task(task: str, rows: list[tuple[CellRecord, float]]) -> list[str]:
+    dense = [row for row in rows if row[0].method == DENSE]
+    replaced = [row for row in rows if row[0].method != DENSE]
+    if not replaced:
+        return []
+    largest, *others = sorted({budget for _, budget in replaced}, reverse=True)
+    lines = ["", _caption(task, replaced), "", *_table(dense + _at(replaced, largest))]
+    if others:
+        lines += ["", "<details><summary>Smaller budgets</summary>", ""]
+        lines += [*_table([row for budget in others for row in _at(replaced, budget)]), "", "</details>"]
+    return lines
+
+
+def _at(rows: list[tuple[CellRecord, float]], budget: float) -> list[tuple[CellRecord, float]]:
+    """Rows of one budget, best mean first."""
+    higher = rows[0][0].higher_is_better
+    found = [row for row in rows if row[1] == budget]
+    return sorted(found, key=lambda row: _final(*row).mean, reverse=higher)
+
+
+def _final(record: CellRecord, budget: float) -> Interval:
+    interval = mean_interval(list(final_scores(record, budget).values()))
+    assert interval is not None, "a budget is listed because it has seeds"
+    return interval
+
+
+def _caption(task: str, rows: list[tuple[CellRecord, float]]) -> str:
+    first = rows[0][0]
+    better = "higher" if first.higher_is_better else "lower"
+    hosts = sorted({f"{r.environment.processor}, {r.environment.cores} cores" for r, _ in rows})
+    commits = sorted({r.environment.commit[:9] for r, _ in rows})
+    return (
+        f"**{escape(task)}**: {escape(first.quality_name)} ({better} is better), mean ± 95 % interval over n "
+        "seeds; speed-up of the whole model over dense ± its 95 % interval, limit by MACs in brackets. "
+        f"{escape('; '.join(hosts))}; commit {escape(', '.join(commits))}."
+    )
+
+
+def _table(rows: list[tuple[CellRecord, float]]) -> list[str]:
+    timings = sorted(
+        {_timing(x) for r, budget in rows for x in latencies_at(r, budget)}, key=lambda t: (t[:2], t[2])
+    )
+    columns = ["method", "budget", "n", "quality", "transfer alone", "parameters"]
+    columns += [f"speed-up, {device} {dtype}, batch {batch}" for device, dtype, batch in timings]
+    return table(columns, [_row(record, budget, timings) for record, budget in rows])
+
+
+def _row(record: CellRecord, budget: float, timings: list[tuple[str, str, int]]) -> list[str]:
+    final = _final(record, budget)
+    cost = cost_at(record, budget)
+    row = [record.method, f"{budget:g}", str(final.n), text.quality(final)]
+    row.append(text.quality(mean_interval(list(scores(record, budget, "transfer").values()))))
+    row.append(text.ratio(cost.params / cost.params_dense if cost else None))
+    timed = {_timing(x): x for x in latencies_at(record, budget)}
+    return row + [_speedup(timed.get(timing)) for timing in timings]
+
+
+def _timing(latency: Latency) -> tuple[str, str, int]:
+    return latency.device, latency.dtype, latency.batch
+
+
+def _speedup(latency: Latency | None) -> str:
+    if latency is None:
+        return text.NONE
+    half = (latency.speedup_high - latency.speedup_low) / 2
+    return f"{latency.speedup:.2f}× ± {half:.2f} ({latency.speedup_limit:.2f}×)"
+
+
+def _between(readme: Path, generated: str) -> str:
+    """The README with the table between its markers. Raises ReportError where there is no place for it."""
+    if not readme.is_file():
+        raise ReportError(f"{readme}: missing; restore it with `git checkout -- {readme}`")
+    old = readme.read_text(encoding="utf-8")
+    head, begin, rest = old.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ReportError(
+            f"{readme}: lacks the line {BEGIN if not begin else END}; put both markers around the table"
+        )
+    return f"{head}{BEGIN}\n{generated.strip()}\n{END}{tail}"

@@ -1,0 +1,256 @@
+"""The page's tables as plain text cells, so that the template only lays them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from stages.reporting import text, verdicts
+from stages.reporting.inputs import DENSE
+from stages.reporting.intervals import STAGE_NAMES, STAGES, budgets, mean_interval, scores
+from stages.reporting.table import COLUMNS, cost_at, is_provisional, latencies_at, results
+from stages.tracking.record import CellRecord, SeedResult
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption that says what stands in it, headings, and rows of text."""
+
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+    labels: int = 1
+    """How many leading columns are labels: set left, the others right."""
+
+
+def of_task(records: list[CellRecord]) -> Iterator[Table]:
+    """A task's tables, in the order of the page."""
+    yield quality(records)
+    yield comparisons(records)
+    yield latency(records)
+    yield cost(records)
+    yield fit(records)
+    yield seconds(records)
+
+
+def quality(records: list[CellRecord]) -> Table:
+    """Quality after transfer alone and after fine-tuning, each beside dense."""
+    columns = [
+        "method",
+        "budget",
+        "transfer alone",
+        "n",
+        "fine-tuned",
+        "n",
+        "final − dense",
+    ]
+    columns += ["against dense", "provisional", "learning rates"]
+    extras = sorted(
+        {name for record in records for result in record.seeds for name in result.extra_transfer_only}
+    )
+    columns += [f"{name}, {stage}" for name in extras for stage in ("transfer", "fine-tuned")]
+    rows = [_quality_row(record, budget, extras) for record in records for budget in budgets(record)]
+    name = records[0].quality_name
+    caption = (
+        f"{name}: mean ± 95 % Student-t half-width over n seeds. The interval covers the seeds' spread, not "
+        "the choice of test examples."
+    )
+    return Table(caption, columns, rows)
+
+
+def _quality_row(record: CellRecord, budget: float, extras: list[str]) -> list[str]:
+    found = {stage: mean_interval(list(scores(record, budget, stage).values())) for stage in STAGES}
+    tuned = found["finetuned"]
+    comparison = verdicts.against_dense(record, budget, "finetuned" if tuned else "transfer")
+    at_budget = [result for result in record.seeds if result.budget == budget]
+    rates = sorted({result.learning_rate for result in at_budget if result.learning_rate})
+    row = [record.method, f"{budget:g}"]
+    for interval in found.values():
+        row += [text.quality(interval), str(interval.n) if interval else text.NONE]
+    if record.method == DENSE or comparison is None:
+        row += [text.NONE, text.NONE]
+    else:
+        row += [text.difference(comparison.difference), text.verdict(comparison)]
+    row.append("yes" if is_provisional(record, budget) else "no")
+    row.append(text.listing([f"{rate:g}" for rate in rates]))
+    return row + [cell for name in extras for cell in _extra(at_budget, name)]
+
+
+def _extra(at_budget: list[SeedResult], name: str) -> list[str]:
+    kinds = ([r.extra_transfer_only for r in at_budget], [r.extra_finetuned for r in at_budget])
+    return [text.quality(mean_interval([kind[name] for kind in dicts if name in kind])) for dicts in kinds]
+
+
+def comparisons(records: list[CellRecord]) -> Table:
+    """Every EUGen row against every other row at equal budget and stage."""
+    rows = []
+    for budget in verdicts.task_budgets(records):
+        at_budget = verdicts.rivals(records, budget)
+        pairs = [(a, b) for a in at_budget if verdicts.is_eugen(a) for b in at_budget if a is not b]
+        for stage in STAGES:
+            for first, second in pairs:
+                comparison = verdicts.against(first, second, budget, stage)
+                if comparison is not None:
+                    difference = text.difference(comparison.difference)
+                    labels = [first.method, second.method, f"{budget:g}", STAGE_NAMES[stage]]
+                    rows.append([*labels, difference, text.verdict(comparison)])
+    caption = (
+        "EUGens against every other row at equal budget, paired over seeds: difference of the means with its "
+        "95 % interval. Intervals are not widened for the number of comparisons: one in 20 errs by chance."
+    )
+    return Table(caption, ["EUGen", "against", "budget", "stage", "difference", "verdict"], rows, labels=2)
+
+
+def latency(records: list[CellRecord]) -> Table:
+    """Measured latency and speed-up per batch size beside the limit that MACs set."""
+    columns = ["method", "budget", "device", "dtype", "threads", "batch", "pairs", "dense, ms", "method, ms"]
+    columns += ["speed-up", "limit by MACs", "share of limit", "peak memory"]
+    rows = []
+    for record in records:
+        for x in (x for budget in budgets(record) for x in latencies_at(record, budget)):
+            row = [record.method, f"{x.budget:g}", x.device, x.dtype, str(x.threads), str(x.batch)]
+            row += [str(len(x.dense_ms))]
+            row += [text.number(median(ms)) if ms else text.NONE for ms in (x.dense_ms, x.method_ms)]
+            row += [text.speedup(x.speedup, x.speedup_low, x.speedup_high), f"{x.speedup_limit:.2f}×"]
+            row += [
+                text.ratio(x.speedup / x.speedup_limit),
+                text.ratio(x.peak_bytes_method / x.peak_bytes_dense),
+            ]
+            rows.append(row)
+    caption = (
+        "Whole-model latency (medians) and speed-up with its 95 % bootstrap interval, from pairs that ran "
+        "interleaved in one process, beside the speed-up if time followed MACs. Memory is relative to dense."
+    )
+    return Table(caption, columns, rows)
+
+
+def cost(records: list[CellRecord]) -> Table:
+    """Exact MACs, parameters and bytes."""
+    columns = ["method", "budget", "block MACs per token", "of dense", "model MACs per example", "of dense"]
+    columns += ["block parameters", "of dense", "model parameters", "of dense", "weights, MB", "of dense"]
+    rows = []
+    for record in records:
+        for x in (cost_at(record, budget) for budget in budgets(record)):
+            if x is None:
+                continue
+            row = [record.method, f"{x.budget:g}"]
+            for part, dense in (
+                (x.ffn_macs, x.ffn_macs_dense),
+                (x.macs, x.macs_dense),
+                (x.ffn_params, x.ffn_params_dense),
+                (x.params, x.params_dense),
+            ):
+                row += [f"{part:,}", text.ratio(part / dense)]
+            megabytes = text.number(x.weight_bytes / 1e6)
+            rows.append([*row, megabytes, text.ratio(x.weight_bytes / x.weight_bytes_dense)])
+    return Table("Exact cost at inference: all replaced blocks, then the whole model.", columns, rows)
+
+
+def fit(records: list[CellRecord]) -> Table:
+    """Held-out R² of each replaced block, mean over seeds."""
+    depth = max((len(result.fit_r2) for record in records for result in record.seeds), default=0)
+    rows = []
+    for record in records:
+        for budget in budgets(record):
+            fits = [r.fit_r2 for r in record.seeds if r.budget == budget and r.fit_r2]
+            means = [f"{fmean(values):.3f}" for values in zip(*fits, strict=False)]
+            if means:
+                rows.append([record.method, f"{budget:g}", *means, *[text.NONE] * (depth - len(means))])
+    caption = "Held-out R² of each replaced block after transfer, front to back, mean over seeds."
+    return Table(caption, ["method", "budget", *(f"block {i}" for i in range(1, depth + 1))], rows)
+
+
+def seconds(records: list[CellRecord]) -> Table:
+    """What it costs to make each network: seconds of transfer, fine-tuning and dense training."""
+    rows = []
+    for record in records:
+        for budget in budgets(record):
+            at_budget = [result for result in record.seeds if result.budget == budget]
+            tuned = [r.finetune_seconds for r in at_budget if r.quality_finetuned is not None]
+            row = [record.method, f"{budget:g}", text.number(fmean(r.transfer_seconds for r in at_budget))]
+            row.append(text.number(fmean(tuned) if tuned else None))
+            rows.append([*row, text.number(record.train_seconds_dense)])
+    caption = (
+        "Seconds per seed to make the network, on the machine named below; 0 for a network that came trained."
+    )
+    return Table(caption, ["method", "budget", "transfer", "fine-tuning", "dense training"], rows)
+
+
+def all_rows(records: list[CellRecord]) -> Table:
+    """results.csv, rounded for reading."""
+    frame = results(records)
+    frame["budget"] = frame["budget"].map("{:g}".format)
+    plain = frame.astype(object).where(frame.notna(), None)
+    rows = [[_cell(value) for value in row] for row in plain.itertuples(index=False)]
+    return Table("All rows; the full digits are in reports/results.csv.", list(COLUMNS), rows, labels=2)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return text.number(value, 4)
+    return text.NONE if value is None else str(value)
+
+
+def machines(records: list[CellRecord]) -> Table:
+    """Every distinct machine and commit, with the cells that ran there."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for record in records:
+        e = record.environment
+        commit = e.commit[:12] + (" + uncommitted changes" if e.dirty else "")
+        key = (
+            e.processor,
+            str(e.cores),
+            f"{e.memory_gb:.1f}",
+            e.accelerator or "none",
+            commit,
+            e.fingerprint,
+        )
+        rows.setdefault(key, []).append(f"{record.task}/{record.method}")
+    columns = ["processor", "cores", "memory, GB", "accelerator", "commit", "fingerprint", "cells"]
+    body = [[*key, str(len(cells)) if len(rows) == 1 else text.listing(cells)] for key, cells in rows.items()]
+    return Table("Where the numbers were made.", columns, body)
+
+
+def versions(records: list[CellRecord]) -> Table:
+    """Package versions, all that occur."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        for package, version in record.environment.versions.items():
+            found.setdefault(package, set()).add(version)
+    rows = [[package, text.listing(sorted(found[package]))] for package in sorted(found)]
+    return Table("Versions.", ["package", "version"], rows)
+
+
+def hashes(records: list[CellRecord]) -> Table:
+    """SHA-256 of data and weights, shortened for reading."""
+    rows = []
+    for record in records:
+        for kind, named in (("data", record.data_sha256), ("weights", record.weights_sha256)):
+            rows += [[record.task, record.method, kind, name, digest[:16]] for name, digest in named.items()]
+    return Table(
+        "First 16 digits of SHA-256 of data and weights.",
+        ["task", "method", "kind", "name", "sha256"],
+        rows,
+        5,
+    )
+
+
+def overheads(records: list[CellRecord]) -> Table:
+    """Seconds of each stage that were not its own work."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        for stage, value in record.stage_overhead_seconds.items():
+            found.setdefault(stage, []).append(value)
+    rows = [[s, str(len(v)), text.number(median(v)), text.number(max(v))] for s, v in found.items()]
+    caption = "Seconds of each stage spent on import, tracking and start-up."
+    return Table(caption, ["stage", "runs", "median", "most"], rows)
+
+
+def differences(here: dict[str, str], there: dict[str, str]) -> Table:
+    """Parameters that differ between this run and the `study` profile."""
+    keys = [key for key in {**there, **here} if here.get(key) != there.get(key)]
+    rows = [[key, here.get(key, text.NONE), there.get(key, text.NONE)] for key in keys]
+    return Table("What the study profile does otherwise.", ["parameter", "this run", "study"], rows, 3)

@@ -1,0 +1,116 @@
+"""The tasks: one file each, found by name. A task is data, a model, a training recipe and a quality measure."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from stages.params import Params, ParamsError, TaskSettings, validate
+
+DATA = Path("data")
+BASELINE = Path("artifacts/baseline")
+
+Log = Callable[[str, float, int], None]
+"""Receives one point of a training curve: name, value, step."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A verified data set: SHA-256 of what was decoded, and how many rows (images, works, files) it has."""
+
+    sha256: str
+    rows: int
+
+
+class Task(ABC):
+    """What the six verbs ask of a task. Data are read from `folder` when first needed.
+
+    Subclasses are named by their module: `stages/tasks/<name>.py` defines one `Task` subclass.
+    """
+
+    name: ClassVar[str]
+    quality_name: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+    Settings: ClassVar[type[TaskSettings]]
+
+    def __init__(self, settings: TaskSettings, folder: Path, device: str = "cpu") -> None:
+        self.settings = settings
+        self.folder = folder
+        self.device = device
+
+    @abstractmethod
+    def prepare(self, folder: Path) -> dict[str, DataSource]:
+        """Fetch, verify and write the task's data into `folder`; returns the sources by name."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The dense architecture on the task's device, its weights not those of the baseline."""
+
+    @abstractmethod
+    def train_dense(self, out: Path, checkpoint: Path, log: Log) -> nn.Module:
+        """The trained dense network; further files that later stages need go to `out`.
+
+        Args:
+            checkpoint: file to save progress in and to resume from, if it exists.
+        """
+
+    @abstractmethod
+    def call(self, model: nn.Module, batch: Any) -> Tensor:
+        """How a batch of `calibration` or `example` goes into the model."""
+
+    @abstractmethod
+    def calibration(self, seed: int, tokens: int) -> list[Any]:
+        """Batches of training inputs with about that many tokens in all, chosen by the seed."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, part: str) -> dict[str, float]:
+        """Quality measures on the `validation` or `test` part; holds `quality_name`."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch_size: int, generator: torch.Generator) -> Tensor:
+        """Fine-tuning loss on one random training batch."""
+
+    @abstractmethod
+    def example(self, batch: int) -> Any:
+        """An input of fixed shape with that many examples, for cost and latency."""
+
+
+def task_names() -> list[str]:
+    """Every task there is a file for."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def task_class(name: str) -> type[Task]:
+    """The task of that name.
+
+    Raises:
+        ParamsError: there is no file of that name.
+    """
+    if name not in task_names():
+        raise ParamsError(f"tasks.{name}: unknown task, there is a file for {', '.join(task_names())}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    (found,) = [
+        c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Task) and c is not Task
+    ]
+    return found
+
+
+def task_settings(params: Params, name: str) -> TaskSettings:
+    """The validated section of a task."""
+    cls = task_class(name)
+    if name not in params.tasks:
+        raise ParamsError(f"tasks.{name}: not in params.yaml, which has {', '.join(params.tasks)}")
+    return validate(cls.Settings, params.tasks[name], f"tasks.{name}")
+
+
+def open_task(params: Params, name: str) -> Task:
+    """A task with its settings and its data folder."""
+    return task_class(name)(task_settings(params, name), DATA / name, params.run.device)

@@ -1,0 +1,117 @@
+"""Projects before and after a run, and a Prefect server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.flows.toy import Toy, build, wait_for
+
+
+@pytest.fixture(scope="session")
+def clean_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment of its own for Prefect and the pipeline."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "EUGEN_"))
+    }
+    return inherited | {
+        "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "EUGEN_PIPELINE_RUN": "test-run",
+    }
+
+
+@pytest.fixture(scope="session")
+def fresh_project(tmp_path_factory: pytest.TempPathFactory, clean_env: dict[str, str]) -> Path:
+    """The project before any run."""
+    folder = tmp_path_factory.mktemp("fresh")
+    build(folder)
+    toy = Toy(folder, clean_env)
+    for arguments in (["init", "--no-scm", "-q"], ["config", "core.analytics", "false"]):
+        assert toy.dvc(*arguments).returncode == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_project(
+    tmp_path_factory: pytest.TempPathFactory, fresh_project: Path, clean_env: dict[str, str]
+) -> Path:
+    """The project after plain `dvc repro`: what every other way of running it must give."""
+    folder = tmp_path_factory.mktemp("finished") / "project"
+    shutil.copytree(fresh_project, folder)
+    finished = Toy(folder, clean_env).dvc("repro", "-q")
+    assert finished.returncode == 0, finished.stderr
+    return folder
+
+
+def _toy(source: Path, target: Path, env: dict[str, str]) -> Toy:
+    shutil.copytree(source, target)
+    (target / "calls.log").unlink(missing_ok=True)
+    return Toy(target, env)
+
+
+@pytest.fixture
+def fresh(fresh_project: Path, tmp_path: Path, clean_env: dict[str, str]) -> Toy:
+    """A project before any run."""
+    return _toy(fresh_project, tmp_path / "project", clean_env)
+
+
+@pytest.fixture
+def finished(finished_project: Path, tmp_path: Path, clean_env: dict[str, str]) -> Toy:
+    """A project in which everything is up to date."""
+    return _toy(finished_project, tmp_path / "project", clean_env)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(
+    tmp_path_factory: pytest.TempPathFactory, clean_env: dict[str, str]
+) -> Iterator[dict[str, str]]:
+    """The environment that leads to a real Prefect server on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "prefect",
+                "server",
+                "start",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--no-ui",
+            ],
+            env=clean_env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}/api"
+
+    def healthy() -> bool:
+        assert server.poll() is None, log.read_text()
+        try:
+            return httpx.get(f"{url}/health").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    try:
+        wait_for(healthy, "Prefect server")
+        yield {"PREFECT_API_URL": url}
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
