@@ -99,7 +99,8 @@ def neuron_scores(
     dense: DenseFFN, data: TokenStream, output_weight: Float[Tensor, " d_out"] | None = None
 ) -> Float[Tensor, " h"]:
     """Importance of each hidden neuron: `var(h_j)·‖γ∘W2[:, j]‖²` (`var(h_j)` without an output matrix)."""
-    count, total, square = 0.0, 0.0, 0.0
+    count = torch.zeros((), dtype=torch.float64, device=dense.up.weight.device)
+    total = square = count
     for x, _, weight in data:
         hidden = dense.features(x).double()
         token = (
@@ -110,6 +111,8 @@ def neuron_scores(
         count = count + token.sum()
         total = total + (token * hidden).sum(0)
         square = square + (token * hidden.square()).sum(0)
+    if not count:
+        raise ValueError("the calibration stream is empty: give at least one chunk of tokens")
     variance = square / count - (total / count).square()
     if dense.down is None:
         return variance

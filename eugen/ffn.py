@@ -88,7 +88,7 @@ class DenseFFN(FFNLayer):
         self.out_features = up.out_features if down is None else down.out_features
 
     @property
-    def readout(self) -> nn.Linear:  # type: ignore[override]
+    def readout(self) -> nn.Linear:
         """The output matrix `down`."""
         if self.down is None:
             raise ValueError("a single feed-forward layer (down=None) has no output matrix")
@@ -168,10 +168,10 @@ class LayerConfig:
         allowed = math.floor(self.budget * dense.macs_per_token + 1e-9)
         units = (allowed - fixed) // per_unit
         if units < 1:
-            least = (fixed + per_unit) / dense.macs_per_token
+            least = math.ceil(1000 * (fixed + per_unit) / dense.macs_per_token) / 1000
             raise ValueError(
-                f"budget={self.budget} is too small for {self.name!r} on this block "
-                f"({dense.in_features}→{dense.hidden_features}→{dense.out_features}): the least is {least:.3f}"
+                f"budget={self.budget} is too small for {self.name!r} on this block ({dense.in_features}→"
+                f"{dense.hidden_features}→{dense.out_features}): the least is {least:.3f}"
             )
         return units
 
@@ -203,7 +203,10 @@ class LayerConfig:
 def new_linear(
     in_features: int, out_features: int, *, like: Tensor, generator: torch.Generator, bias: bool = True
 ) -> nn.Linear:
-    """A linear map with torch's default initialisation, drawn from `generator`, on `like`'s device and dtype."""
+    """A linear map with torch's default initialisation, drawn from `generator`.
+
+    Device and dtype are those of `like`.
+    """
     layer = nn.Linear(in_features, out_features, bias=bias, device="meta").to_empty(device=like.device)
     bound = 1 / math.sqrt(in_features)
     with torch.no_grad():

@@ -124,15 +124,20 @@ def _qualified_name(module_type: type) -> str:
 
 def _timm_mlp(module: nn.Module) -> FFNParts | None:
     """timm's `Mlp`, unless it is convolutional or normalises its neurons."""
-    up, down = module.fc1, module.fc2
-    plain = isinstance(up, nn.Linear) and isinstance(down, nn.Linear) and isinstance(module.norm, nn.Identity)
-    return FFNParts(dense=DenseFFN(up, module.act, down), slot="", output="") if plain else None
+    up, act, down = module.fc1, module.act, module.fc2
+    if not (isinstance(up, nn.Linear) and isinstance(down, nn.Linear) and isinstance(act, nn.Module)):
+        return None
+    if not isinstance(module.norm, nn.Identity):
+        return None
+    return FFNParts(dense=DenseFFN(up, act, down), slot="", output="")
 
 
 def _timm_block(module: nn.Module) -> FFNParts | None:
     """timm's pre-norm transformer block: `x + drop_path(ls2(mlp(norm2(x))))`."""
     mlp = module.mlp
-    parts = _timm_mlp(mlp) if _qualified_name(type(mlp)) == "timm.layers.mlp.Mlp" else None
+    if not isinstance(mlp, nn.Module) or _qualified_name(type(mlp)) != "timm.layers.mlp.Mlp":
+        return None
+    parts = _timm_mlp(mlp)
     if parts is None:
         return None
     # A layer scale stands between the block's output and the stream: then the stream is not its target.

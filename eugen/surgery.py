@@ -115,8 +115,8 @@ def _selected(model: nn.Module, where: Callable[[FFNSite], bool] | None) -> list
     found = find_ffns(model)
     if not found:
         raise ValueError(
-            f"no feed-forward block found in {type(model).__name__}: eugen knows timm's Mlp, BERT-like pairs and "
-            "nn.Sequential chains; teach it your module with eugen.register_site(ModuleType, adapter)"
+            f"no feed-forward block found in {type(model).__name__}: eugen knows timm's Mlp, BERT-like pairs "
+            "and nn.Sequential chains; teach it your module with eugen.register_site(ModuleType, adapter)"
         )
     sites = [site for site in found if where is None or where(site)]
     if not sites:

@@ -7,7 +7,7 @@ also makes up for what the residual stream lost: `teacher(stream + y) − stream
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -50,8 +50,8 @@ class Transfer:
     ) -> None:
         if iter(calibration) is calibration:
             raise ValueError(
-                "calibration is an iterator that can be read only once, and transfer reads it once per block: "
-                "pass a list of batches or a DataLoader"
+                "calibration is an iterator that can be read only once, and transfer reads it once "
+                "per block: pass a list of batches or a DataLoader"
             )
         self.teacher, self.sites = teacher, sites
         self.calibration, self.call = calibration, call
@@ -115,11 +115,8 @@ class Transfer:
         batches = 0
         for batch, want in zip(self.calibration, wanted, strict=False):
             batches += 1
-            with _capturing(student, [site], stop=True) as seen:
-                try:
-                    self.call(student, batch)
-                except _Enough:
-                    pass
+            with _capturing(student, [site], stop=True) as seen, suppress(_Enough):
+                self.call(student, batch)
             x, stream = seen[site.name, "input"], seen.get((site.name, "stream"))
             if len(x) != len(want):
                 raise ValueError(
@@ -148,7 +145,8 @@ def _output_weight(site: FFNSite, model: nn.Module) -> Tensor | None:
     """γ² of the LayerNorm that follows: how much each output dimension matters behind it."""
     if site.norm is None:
         return None
-    return model.get_submodule(site.norm).weight.detach().square()
+    gamma = model.get_submodule(site.norm).weight
+    return gamma.detach().square() if isinstance(gamma, Tensor) else None
 
 
 def _split(chunks: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
@@ -163,7 +161,8 @@ def _split(chunks: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
 def _require_finite(values: Tensor, site: FFNSite) -> None:
     if not torch.isfinite(values).all():
         raise ValueError(
-            f"the calibration data give NaN or infinity at block {site.name}: check the batches and the model's weights"
+            f"the calibration data give NaN or infinity at block {site.name}: check the batches and "
+            "the model's weights"
         )
 
 

@@ -189,7 +189,7 @@ def end(processes: Iterable[subprocess.Popen[str]], *, grace_s: float = GRACE_S)
     deadline = time.monotonic() + grace_s
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         for process in processes:
-            _kill_descendants(process.pid)
+            _kill_stage(process.pid)
         time.sleep(0.02)
     for process in processes:
         with suppress(ProcessLookupError):
@@ -197,10 +197,12 @@ def end(processes: Iterable[subprocess.Popen[str]], *, grace_s: float = GRACE_S)
         process.wait()
 
 
-def _kill_descendants(pid: int) -> None:
+def _kill_stage(leader: int) -> None:
+    """Kill what DVC has started; DVC itself is the only child of its group's leader."""
     with suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(pid).children(recursive=True):
-            child.kill()
+        for dvc in psutil.Process(leader).children():
+            for process in dvc.children(recursive=True):
+                process.kill()
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[str]:

@@ -84,7 +84,7 @@ def run_graph(runner: DvcRunner, jobs: int, timeouts_s: dict[str, float]) -> Out
                     futures[other] for other in upstream[stage] if other in futures and verb(stage) != LAST
                 ]
                 limit_s = timeouts_s.get(verb(stage), DEFAULT_TIMEOUT_S)
-                futures[stage] = run_stage.submit(stage, runner, limit_s, wait_for=needed)
+                futures[stage] = run_stage.submit(stage, runner, limit_s, wait_for=needed, return_state=False)
                 futures[stage].add_done_callback(lambda _, stage=stage: ended.put(stage))
             stage = ended.get()
             result = futures[stage].result(raise_on_failure=False)

@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import OneCycleLR
 from stages import params
 from stages.checkpoint import Progress, save_tensors
 from stages.models import RECORD_FILE, changed_tensors, dense_model, student_model, unit_name
-from stages.params import Method
 from stages.tasks import Task, open_task
 from stages.tracking import Run, record, stage_run
 
@@ -58,10 +57,13 @@ def finetune(
 def finetune_unit(
     task: Task, dense: nn.Module, start: nn.Module, seed: int, budget: float, run: Run
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Every learning rate from the same start; the best on the validation part is judged on the test part."""
+    """Every learning rate from the same start; the best on the validation part is judged on the test part.
+
+    The start itself is a candidate with learning rate 0: where no rate helps, the network stays as it is.
+    """
     settings = task.settings.finetune
     began = time.perf_counter()
-    trials: list[tuple[float, float, nn.Module]] = []
+    trials = [(task.evaluate(start, "validation")[task.quality_name], 0.0, start)]
     for rate in settings.learning_rates:
         model = copy.deepcopy(start)
         curve = train(task, model, rate, seed)

@@ -54,7 +54,7 @@ class TransferSettings(Section):
 
 
 class FinetuneSettings(Section):
-    """End-to-end fine-tuning, the same for every method; the learning rate is chosen on the validation part."""
+    """End-to-end fine-tuning, the same for every method; the validation part chooses the learning rate."""
 
     budgets: list[Budget] = []
     seeds: list[Seed] = []
@@ -102,7 +102,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Params:
-    """All of params.yaml. `tasks` are validated by each task's own settings, see `stages.tasks.open_task`."""
+    """All of params.yaml. `tasks` are validated by each task's own settings (`stages.tasks`)."""
 
     profile: str
     run: RunSettings

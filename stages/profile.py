@@ -1,8 +1,9 @@
-"""Cost and latency of one method, and its record: `python -m stages.profile --task embedding --method eugen`."""
+"""Cost and latency of one method, and its record: `python -m stages.profile --task T --method M`."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +85,7 @@ def measure_latency(
     for batch in chosen.batches:
         example = task.example(batch)
         example = example.to(device, dtype if example.is_floating_point() else None)
-        base, other = (lambda m=m: task.call(m, example) for m in models)
+        base, other = (partial(task.call, model, example) for model in models)
         costs = [model_cost(m, example, task.call).macs for m in models]
         timed = compare(base, other, pairs=chosen.pairs, max_seconds=chosen.seconds, device=device)
         speedup, low, high = timed.speedup()
@@ -172,8 +173,8 @@ def seed_results(
                 budget=unit["budget"],
                 quality_dense=base["quality"][quality_name],
                 quality_transfer_only=unit["quality"],
-                quality_finetuned=after and after["quality"],
-                learning_rate=after and after["learning_rate"],
+                quality_finetuned=after["quality"] if after else None,
+                learning_rate=after["learning_rate"] if after else None,
                 extra_transfer_only=unit["extra"],
                 extra_finetuned=after["extra"] if after else {},
                 fit_r2=unit["fit_r2"],

@@ -25,7 +25,7 @@ def transfer(
     task: Annotated[str, typer.Option(help="Task of params.yaml.")],
     method: Annotated[str, typer.Option(help="Method of params.yaml.")],
 ) -> None:
-    """Write artifacts/transfer/<task>/<method>: the replaced blocks and their quality, per budget and seed."""
+    """Write artifacts/transfer/<task>/<method>: replaced blocks and their quality, per budget and seed."""
     settings = params.load()
     opened, row = open_task(settings, task), settings.method(method)
     torch.set_num_threads(settings.run.threads)

@@ -24,7 +24,11 @@ class DenseConfig(LayerConfig, name="dense"):
             raise ValueError(f"budget={self.budget}: the dense block costs 1; use 'narrow' for a smaller one")
 
     def build(self, dense: DenseFFN, *, generator: torch.Generator) -> DenseFFN:
-        return resized(dense, dense.hidden_features, generator=generator)
+        layer = resized(dense, dense.hidden_features, generator=generator)
+        for built, own in zip(layer.children(), dense.children(), strict=True):
+            if isinstance(own, torch.nn.Linear) and own.bias is None:
+                built.register_parameter("bias", None)
+        return layer
 
     def fit(
         self,

@@ -39,6 +39,11 @@ class EUGen(FFNLayer):
         down: the dense block's own output matrix where the layer is not merged with it.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+    norm: Tensor | None
+    down: nn.Linear | None
+
     def __init__(self, config: EUGenConfig, rows: Rows, readout: nn.Linear, down: nn.Linear | None) -> None:
         super().__init__()
         self.config = config
@@ -68,7 +73,8 @@ class EUGen(FFNLayer):
     def features(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch f"]:
         flat = x.reshape(-1, self.in_features)
         parts = ([flat] if self.config.direct_linear else []) + self._orders(flat)
-        return torch.cat(parts, dim=-1).unflatten(0, x.shape[:-1])
+        joined = torch.cat(parts, dim=-1)
+        return joined.reshape(*x.shape[:-1], joined.shape[-1])
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         flat = x.reshape(-1, self.in_features)

@@ -50,11 +50,11 @@ class LowRankConfig(LayerConfig, name="low_rank"):
             return new_linear(n_in, n_out, like=like, generator=generator, bias=bias)
 
         return LowRankFFN(
-            v1=linear(d, rank, bias=False),
-            u1=linear(rank, h),
+            v1=linear(d, min(rank, d, h), bias=False),
+            u1=linear(min(rank, d, h), h),
             act=copy_activation(dense.act),
-            v2=linear(h, rank, bias=False),
-            u2=linear(rank, out),
+            v2=linear(h, min(rank, h, out), bias=False),
+            u2=linear(min(rank, h, out), out),
         )
 
     def fit(

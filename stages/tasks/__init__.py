@@ -1,4 +1,7 @@
-"""The tasks: one file each, found by name. A task is data, a model, a training recipe and a quality measure."""
+"""The tasks: one file each, found by name.
+
+A task is data, a model, a training recipe and a quality measure.
+"""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ PUBLISHED_COSINES = {
     "That is a very happy person": 0.9429,
     "Today is a sunny day": 0.2569,
 }
-"""Cosine to "That is a happy person", from the model card; checked before anything is built on the weights."""
+"""Cosine to "That is a happy person", from the model card; checked before anything builds on the weights."""
 TRAIN_SENTENCES = 8192
 VALIDATION_SENTENCES = 256
 BATCH = 64
@@ -120,10 +120,12 @@ class Embedding(Task):
         from transformers.models.bert.modeling_bert import BertConfig, BertModel
 
         settings = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        model = BertModel(BertConfig(**settings), add_pooling_layer=False).eval().to(self.device)
+        # Distillation has a noiseless target, so dropout stays off in fine-tuning too.
+        settings |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        model = BertModel(BertConfig(**settings), add_pooling_layer=False)
         # Half of all parameters are word embeddings; they are no part of what is compared.
         model.embeddings.requires_grad_(False)
-        return model
+        return nn.Module.to(model, self.device).eval()
 
     def train_dense(self, out: Path, checkpoint: Path, log: Log) -> nn.Module:
         model = self.build()

@@ -178,14 +178,16 @@ def flush_outbox(mirror: Mirror) -> int:
     for journal in outbox.waiting():
         lock = FileLock(process.LOCKS / f"upload-{journal.name}.lock")
         try:
-            with lock.acquire(timeout=0):
-                if journal.folder.exists():
-                    mirror.deliver(journal)
-                    delivered += 1
+            lock.acquire(timeout=0)
         except Timeout:
             continue  # its own recorder is at work
+        try:
+            if journal.folder.exists():
+                mirror.deliver(journal)
+                delivered += 1
         except Exception:
             logger.exception("%s stays in the outbox", journal.name)
-        else:
+        finally:
+            lock.release()
             Path(lock.lock_file).unlink(missing_ok=True)
     return delivered

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +142,18 @@ class Journal:
 
 def journals() -> list[Journal]:
     """All journals, oldest first."""
-    names = sorted(path.parent for path in OUTBOX.glob("[!.]*/start.json"))
-    return sorted(map(Journal, names), key=lambda journal: journal.start()["time"])
+    found = []
+    for path in OUTBOX.glob("[!.]*/start.json"):
+        with suppress(FileNotFoundError):  # another process delivered it meanwhile
+            journal = Journal(path.parent)
+            found.append((journal.start()["time"], journal.name, journal))
+    return [journal for _, _, journal in sorted(found, key=lambda entry: entry[:2])]
 
 
 def waiting() -> list[Journal]:
     """Journals whose stage is over or dead, oldest first: what a former run could not deliver."""
-    return [journal for journal in journals() if journal.is_over()]
+    over = []
+    for journal in journals():
+        with suppress(FileNotFoundError):
+            over += [journal] if journal.is_over() else []
+    return over

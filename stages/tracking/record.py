@@ -57,8 +57,8 @@ class SeedResult(Record):
     quality_transfer_only: float
     quality_finetuned: float | None = None
     """None where this seed or budget was not fine-tuned."""
-    learning_rate: PositiveFloat | None = None
-    """The learning rate that won on the validation part."""
+    learning_rate: NonNegativeFloat | None = None
+    """The learning rate that won on the validation part; 0 if not fine-tuning at all was best."""
     extra_transfer_only: dict[str, float] = {}
     """Further quality measures by name, after transfer alone."""
     extra_finetuned: dict[str, float] = {}

@@ -37,28 +37,37 @@ class Sampler:
     """Load and memory of the machine (MLflow's own monitors) and memory of each stage."""
 
     def __init__(self) -> None:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-        self.monitor = SystemMetricsMonitor(run_id="")
+        self.monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        with suppress(Exception):  # no NVIDIA GPU, or no driver: whatever NVML raises then
+            self.monitors.append(GPUMonitor())
 
     def sample(self, journals: list[outbox.Journal]) -> None:
-        """Append one sample to each journal."""
-        self.monitor.collect_metrics()
-        machine = self.monitor.aggregate_metrics()
-        for part in self.monitor.monitors:
-            part.clear_metrics()
+        """Append one sample to each journal; one that cannot be written misses it."""
+        if not journals:
+            return
+        machine: dict[str, float] = {}
+        for monitor in self.monitors:
+            monitor.collect_metrics()
+            machine |= monitor.aggregate_metrics()
+            monitor.clear_metrics()
         now = outbox.now_ms()
         for journal in journals:
-            start, values = journal.start(), dict(machine)
-            with suppress(psutil.Error):
-                values["stage_memory_megabytes"] = (
-                    psutil.Process(start["owner"]["pid"]).memory_info().rss / 1e6
-                )
-            step = (now - start["time"]) // 1000  # seconds since the stage began
-            rows = [[f"system/{name}", float(value), now, step] for name, value in values.items()]
-            outbox.append_lines(
-                journal.folder / "system.jsonl", [json.dumps({"kind": "metrics", "rows": rows})]
-            )
+            with suppress(OSError):
+                self._append(journal, dict(machine), now)
+
+    def _append(self, journal: outbox.Journal, values: dict[str, float], now: int) -> None:
+        start = journal.start()
+        with suppress(psutil.Error):
+            values["stage_memory_megabytes"] = psutil.Process(start["owner"]["pid"]).memory_info().rss / 1e6
+        step = (now - start["time"]) // 1000  # seconds since the stage began
+        rows = [[f"system/{name}", float(value), now, step] for name, value in values.items()]
+        line = json.dumps({"kind": "metrics", "rows": rows})
+        outbox.append_lines(journal.folder / "system.jsonl", [line])
 
 
 class Live:
@@ -142,7 +151,11 @@ def serve_one(folder: str) -> None:
     journal = outbox.Journal(Path(folder))
     lock = upload_lock(journal)
     with lock, redirect_stdout(sys.stderr):  # MLflow prints links; standard output is for the answer
-        why = record(journal)
+        try:
+            why = record(journal) if journal.folder.exists() else ""  # a shared recorder was faster
+        except Exception as error:
+            logger.exception("not recorded")
+            why = reason(error)
     Path(lock.lock_file).unlink(missing_ok=True)
     print(json.dumps({"reason": why}), flush=True)
 

@@ -160,7 +160,7 @@ def _close(run: Run, delivering: Delivery | None, status: str) -> None:
 
 
 def _open(name: str, params: Mapping[str, Any], tags: dict[str, str]) -> tuple[Run, Delivery | None]:
-    """The run and the delivery of its journal, or a run that keeps nothing if tracking is off or impossible."""
+    """The run and the delivery of its journal; a run that keeps nothing if tracking is off or impossible."""
     if os.environ.get("EUGEN_TRACKING") == "off":
         return Run(None), None
     start = {"name": name, "params": flatten(params), "tags": tags, "time": outbox.now_ms()}

@@ -60,9 +60,10 @@ def case(request):
 
 def test_macs_are_those_that_torch_counts(case):
     _, layer = case
+    x = tokens(TOKENS)
     for mode in (layer, layer.merged()):
         with FlopCounterMode(display=False) as counter:
-            mode(tokens(TOKENS))
+            mode(x)
         assert counter.get_total_flops() == 2 * TOKENS * mode.macs_per_token
 
 
@@ -162,8 +163,7 @@ def test_state_dict_goes_into_a_freshly_built_layer(name, bias):
     layer, x = fitted(name, dense), tokens(TOKENS)
     fresh = config_of(name).build(dense, generator=generator(1))
     fresh.load_state_dict(layer.state_dict())
-    if bias or name != "dense":
-        assert torch.equal(fresh(x), layer(x))
+    assert torch.equal(fresh(x), layer(x))
 
 
 @every_layer
@@ -249,7 +249,7 @@ def test_calibration_that_cannot_be_used(name, dense):
 @every_layer
 @settings(max_examples=60, deadline=None)
 @given(
-    budget=st.floats(0.05, 1),
+    budget=st.integers(50, 1000).map(lambda thousandths: thousandths / 1000),
     d=st.integers(1, 80),
     h=st.integers(1, 300),
     out=st.integers(1, 80),
@@ -272,7 +272,7 @@ def test_the_budget_is_kept_or_the_least_one_named(name, budget, d, h, out, bias
         if least <= 1:
             eugen.layers()[name](budget=least).build(dense, generator=generator())
         return
-    assert layer.macs_per_token <= limit * dense.macs_per_token
+    assert layer.macs_per_token <= limit * dense.macs_per_token + 1e-9  # 0.29 * 100 is 28.999…
     assert layer(torch.empty(3, d, device="meta")).shape == (3, out)
 
 

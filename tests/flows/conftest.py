@@ -63,13 +63,13 @@ def _toy(source: Path, target: Path, env: dict[str, str]) -> Toy:
 @pytest.fixture
 def fresh(fresh_project: Path, tmp_path: Path, clean_env: dict[str, str]) -> Toy:
     """A project before any run."""
-    return _toy(fresh_project, tmp_path / "project", clean_env)
+    return _toy(fresh_project, tmp_path / "fresh", clean_env)
 
 
 @pytest.fixture
 def finished(finished_project: Path, tmp_path: Path, clean_env: dict[str, str]) -> Toy:
     """A project in which everything is up to date."""
-    return _toy(finished_project, tmp_path / "project", clean_env)
+    return _toy(finished_project, tmp_path / "finished", clean_env)
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,16 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from stages.tracking import mirror, outbox, process
-from tests.tracking.conftest import Stage, finish, until
+from stages.tracking import delivery, mirror, outbox, process
+from tests.tracking.conftest import Stage, environment, finish, until
 
 pytestmark = pytest.mark.slow
 
@@ -78,11 +80,24 @@ def journal(method: str, **start: object) -> outbox.Journal:
     return made
 
 
-def test_a_stage_becomes_one_complete_run(project: Path, start: Stage) -> None:
-    out, err = finish(start(stage("eugen"), project, EUGEN_PIPELINE_RUN="night-7"))
-    assert (out, err) == ("inside\n", "")
-    (run,) = runs(project, "eugen")
+@pytest.fixture(scope="module")
+def rerun(store: Path) -> str:
+    """A stage whose process group was killed after it spoke, then the same stage again; what that one said."""
+    command = [sys.executable, "-c", stage("eugen", "input()")]
+    pipe, extra = subprocess.PIPE, environment(EUGEN_PIPELINE_RUN="night-7")
+    with subprocess.Popen(command, cwd=store, env=extra, stdin=pipe, start_new_session=True) as killed:
+        until(lambda: len(runs(store, "eugen")) == 1, "the run to be opened")
+        assert runs(store, "eugen")[0].info.status == "RUNNING"
+        os.killpg(killed.pid, signal.SIGKILL)
+    command[-1] = stage("eugen")
+    again = subprocess.run(command, cwd=store, env=extra, capture_output=True, text=True, check=True)
+    return again.stdout + again.stderr
+
+
+def test_a_stage_becomes_one_complete_run(project: Path, rerun: str) -> None:
+    run = runs(project, "eugen")[-1]
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    assert rerun == "inside\n"
     assert (run.info.status, run.info.run_name) == ("FINISHED", "transfer vision eugen")
     tags = run.data.tags
     assert (tags["stage"], tags["task"], tags["seed"], tags["note"]) == ("transfer", "vision", "[0, 1]", "n")
@@ -98,30 +113,41 @@ def test_a_stage_becomes_one_complete_run(project: Path, start: Stage) -> None:
     assert [f.path for f in client.list_artifacts(run.info.run_id, "weights")] == ["weights/weights.bin"]
     assert run.data.metrics["system/cpu_utilization_percentage"] >= 0
     assert run.data.metrics["system/stage_memory_megabytes"] > 1
+
+
+def test_a_killed_stage_is_a_killed_run_once_it_runs_again(project: Path, rerun: str) -> None:
+    first, second = runs(project, "eugen")
+    assert (first.info.status, second.info.status) == ("KILLED", "FINISHED")
+    assert first.data.metrics["quality"] == 0.9, "what was said before the kill is kept"
     assert not list(outbox.OUTBOX.iterdir()) and not list(process.LOCKS.glob("upload-*"))
 
 
-def test_a_failed_stage_is_a_failed_run_with_its_traceback(project: Path, start: Stage) -> None:
-    failing = start(stage("narrow", "raise ValueError('no convergence')"), project)
+def test_one_recorder_serves_all_stages(project: Path, start: Stage, tmp_path: Path) -> None:
+    shared = start("from stages.tracking import recorder; recorder.main([])", project)
+    until(delivery.shared_recorder_serves, "the shared recorder")
+    no_own = "assert not list(Path('.work').rglob('recorder.log'))"
+    assert finish(start(stage("shared", no_own), project))[1] == ""
+    failing = start(stage("failing", "raise ValueError('no convergence')"), project)
     _, err = failing.communicate(timeout=120)
     assert failing.returncode == 1 and "no convergence" in err and "tracking:" not in err
-    (run,) = runs(project, "narrow")
-    assert run.info.status == "FAILED" and run.data.tags["error"] == "ValueError: no convergence"
-    folder = Path(MlflowClient().download_artifacts(run.info.run_id, "failure", str(project)))
-    assert "Traceback" in (folder / "vision-narrow.json").read_text()
-
-
-def test_a_killed_stage_is_a_killed_run_once_it_runs_again(project: Path, start: Stage) -> None:
-    killed = start(stage("prune", "input()"), project, group=True)
-    until(lambda: len(runs(project, "prune")) == 1, "the run to be opened")
-    assert runs(project, "prune")[0].info.status == "RUNNING"
-    os.killpg(killed.pid, signal.SIGKILL)
+    killed, late = (start(stage(method, "input()"), project) for method in ("killed", "late"))
+    until(lambda: len(runs(project, "killed")) == len(runs(project, "late")) == 1, "the runs to be opened")
+    killed.kill()
     killed.communicate()
-    finish(start(stage("prune"), project))
-    first, second = runs(project, "prune")
-    assert (first.info.status, second.info.status) == ("KILLED", "FINISHED")
-    assert first.data.metrics["quality"] == 0.9, "what was said before the kill is kept"
-    assert not list(outbox.OUTBOX.iterdir())
+    until(lambda: runs(project, "killed")[0].info.status == "KILLED", "the kill to be noticed")
+    finish(shared)
+    _, err = late.communicate("\n", timeout=120)  # its recorder is gone: it helps itself
+    assert (late.returncode, err) == (0, "")
+    states = {"shared": "FINISHED", "failing": "FAILED", "killed": "KILLED", "late": "FINISHED"}
+    for method, status in states.items():
+        (run,) = runs(project, method)
+        assert run.info.status == status and run.data.metrics["system/stage_memory_megabytes"] > 1
+    (run,) = runs(project, "failing")
+    assert run.data.tags["error"] == "ValueError: no convergence"
+    folder = Path(MlflowClient().download_artifacts(run.info.run_id, "failure", str(tmp_path)))
+    assert "Traceback" in (folder / "vision-failing.json").read_text()
+    assert not list(outbox.OUTBOX.iterdir()) and not delivery.SHARED.exists()
+    assert not list(process.LOCKS.glob("upload-*"))
 
 
 def test_a_killed_run_whose_journal_is_gone_is_killed_too(project: Path) -> None:
