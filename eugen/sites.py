@@ -79,7 +79,7 @@ def find_ffns(model: nn.Module) -> list[FFNSite]:
             continue
         parts = _adapt(module)
         if parts:
-            sites.extend(_site(path, part, len(sites) + i) for i, part in enumerate(parts))
+            sites.extend([_site(path, part, len(sites) + i) for i, part in enumerate(parts)])
             # Only the slots are closed: a residual block's other children may hold blocks of their own.
             taken.extend(_join(path, p) for part in parts for p in (part.slot, *part.bypass))
     return sites

@@ -190,7 +190,8 @@ def _capturing(
             raise ValueError(
                 f"block {site.name} ran twice in one forward pass: shared blocks cannot be transferred"
             )
-        seen[site.name, what] = value.detach().reshape(-1, value.shape[-1])
+        # A copy: what follows may write into the tensor in place, as nn.ReLU(inplace=True) does.
+        seen[site.name, what] = value.detach().reshape(-1, value.shape[-1]).clone()
 
     def before(site: FFNSite, what: str) -> Callable:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:

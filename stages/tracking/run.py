@@ -224,7 +224,8 @@ def stage_run(
     the body: they are said in one line, and the records wait in `.work/outbox`.
     """
     process.die_with_parent()
-    names = [stage, task, method] if method else [stage, task]
+    # The method first: narrow columns and legends cut the end of a name.
+    names = [method, task, stage] if method else [task, stage]
     failure = FAILURES / f"{task}-{method or 'all'}.json"
     with process.alone("-".join([stage, task, method or "all"])):
         _forget_failure(failure, stage)

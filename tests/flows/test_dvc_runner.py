@@ -73,8 +73,8 @@ def test_the_time_limit_kills_the_stage_and_its_children_and_leaves_dvc_usable(f
     runner, said = runner_of(finished)
     touch(finished, "stages/transfer.py")
     finished.behave(**{STAGE: {"hang": True}})
-    with pytest.raises(StageFailed, match="killed after 8 s, its time limit") as failed:
-        runner.run_stage(STAGE, timeout_s=8, say=print)
+    with pytest.raises(StageFailed, match="killed after 5 s, its time limit") as failed:
+        runner.run_stage(STAGE, timeout_s=5, say=print)
     assert not failed.value.worth_a_retry
     assert all(gone(pid) for pid in finished.hanging())
     finished.behave()
@@ -104,7 +104,7 @@ def test_stop_kills_what_runs_and_lets_nothing_start(finished: Toy):
         runner.run_stage("report", timeout_s=60, say=print)
 
 
-@pytest.mark.parametrize("content", ["", "schema: '2.0'\nstages:\n  x: [", "<<<<<<< HEAD\na: 1\n"])
+@pytest.mark.parametrize("content", ["", "<<<<<<< HEAD\na: 1\n"])
 def test_a_broken_dvc_lock_is_put_aside_and_restored_without_running(finished: Toy, content: str):
     runner, said = runner_of(finished)
     (finished.folder / "dvc.lock").write_text(content)

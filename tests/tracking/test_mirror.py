@@ -82,7 +82,7 @@ def journal(method: str, **start: object) -> outbox.Journal:
 
 @pytest.fixture(scope="module")
 def rerun(store: Path) -> str:
-    """A stage whose process group was killed after it spoke, then the same stage again; what that one said."""
+    """A stage whose process group is killed after it spoke, then the same again; what that one said."""
     command = [sys.executable, "-c", stage("eugen", "input()")]
     pipe, extra = subprocess.PIPE, environment(EUGEN_PIPELINE_RUN="night-7")
     with subprocess.Popen(command, cwd=store, env=extra, stdin=pipe, start_new_session=True) as killed:
@@ -98,7 +98,7 @@ def test_a_stage_becomes_one_complete_run(project: Path, rerun: str) -> None:
     run = runs(project, "eugen")[-1]
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     assert rerun == "inside\n"
-    assert (run.info.status, run.info.run_name) == ("FINISHED", "transfer vision eugen")
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "eugen vision transfer")
     tags = run.data.tags
     assert (tags["stage"], tags["task"], tags["seed"], tags["note"]) == ("transfer", "vision", "[0, 1]", "n")
     assert tags["pipeline_run"] == "night-7" and len(tags["cell"]) == 16 and len(tags["params_hash"]) == 16

@@ -75,7 +75,7 @@ def check_runs(uri: str, folder: Path) -> None:
     experiment = client.get_experiment_by_name("eugen")
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id], "tags.stage = 'profile'")
-    assert sorted(run.info.run_name for run in found) == ["profile vision dense", "profile vision eugen"]
+    assert sorted(run.info.run_name for run in found) == ["dense vision profile", "eugen vision profile"]
     for run in found:
         assert run.info.status == "FINISHED" and run.data.metrics["quality"] == 0.9
         assert len(client.get_metric_history(run.info.run_id, "quality")) == 1
