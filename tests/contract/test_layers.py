@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import copy
-import re
 
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import eugen
-from eugen.ffn import FFNLayer, LayerConfig
+from tests.contract.cases import NAMES, config_of, every_layer, fitted
 from tests.eugen.blocks import block, generator, stream, tokens
 from tests.tolerances import assert_close, relative_rms
 
 TOKENS = 63
-BUDGET = 0.3
-NAMES = list(eugen.layers())
-every_layer = pytest.mark.parametrize("name", NAMES)
-
-
-def config_of(name: str, budget: float = BUDGET) -> LayerConfig:
-    """The layer at this budget; a layer that has one size only refuses and is taken at that."""
-    try:
-        return eugen.layers()[name](budget=budget)
-    except ValueError:
-        return eugen.layers()[name]()
-
-
-def fitted(name: str, dense: eugen.DenseFFN, *, budget: float = BUDGET, count: int = 2000) -> FFNLayer:
-    data = stream(dense, tokens(count, dense.in_features, dtype=dense.up.weight.dtype))
-    return config_of(name, budget).fit(dense, data, generator=generator())
 
 
 def storages(module: nn.Module) -> set[int]:
@@ -143,7 +124,7 @@ def test_training_moves_the_loss_down(case):
     square = sum(g.square().sum() for g in gradients)
     with torch.no_grad():  # one gradient step that would lower a linear loss by a hundredth
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter -= 0.01 * before / square * gradient
+            parameter.sub_(0.01 * before / square * gradient)
     assert (layer(x) - target).square().mean() < before
 
 
@@ -244,58 +225,3 @@ def test_calibration_that_cannot_be_used(name, dense):
     for data in ([], [(spoilt, dense(spoilt).detach(), None)]):
         with pytest.raises(ValueError, match="empty|NaN|not finite"):
             config_of(name).fit(dense, data, generator=generator())
-
-
-@every_layer
-@settings(max_examples=60, deadline=None)
-@given(
-    budget=st.integers(50, 1000).map(lambda thousandths: thousandths / 1000),
-    d=st.integers(1, 80),
-    h=st.integers(1, 300),
-    out=st.integers(1, 80),
-    bias=st.booleans(),
-)
-@example(budget=0.05, d=60, h=240, out=60, bias=True)
-@example(budget=0.5, d=63, h=64, out=4, bias=True)
-def test_the_budget_is_kept_or_the_least_one_named(name, budget, d, h, out, bias):
-    dense = block(1, 1, bias=bias)
-    dense = eugen.DenseFFN(
-        nn.Linear(d, h, bias=bias, device="meta"), dense.act, nn.Linear(h, out, bias=bias, device="meta")
-    )
-    config = config_of(name, budget)
-    limit = 1 if config.budget is None else budget
-    try:
-        layer = config.build(dense, generator=generator())
-    except ValueError as error:
-        least = float(re.search(r"the least is ([\d.]+)", str(error))[1])
-        assert least > budget
-        if least <= 1:
-            eugen.layers()[name](budget=least).build(dense, generator=generator())
-        return
-    assert layer.macs_per_token <= limit * dense.macs_per_token + 1e-9  # 0.29 * 100 is 28.999…
-    assert layer(torch.empty(3, d, device="meta")).shape == (3, out)
-
-
-@every_layer
-@pytest.mark.parametrize("shape", [(63, 64, 4), (7, 64, 63), (60, 12, 60)])
-def test_blocks_of_odd_shapes_can_be_fitted(name, shape):
-    dense = block(*shape)
-    try:
-        layer = fitted(name, dense, budget=0.9, count=300)
-    except ValueError as error:
-        assert "too small" in str(error)
-        return
-    assert layer(tokens(9, shape[0])).shape == (9, shape[2])
-
-
-@every_layer
-@pytest.mark.parametrize("form", [{"gated": True}, {"whole": False}], ids=["gated", "without output matrix"])
-def test_other_forms_of_blocks_are_fitted_or_refused_by_name(name, form):
-    dense = block(20, 80, **form)
-    try:
-        layer = fitted(name, dense, budget=0.6, count=300)
-    except ValueError as error:
-        assert repr(name) in str(error)
-        return
-    assert layer.macs_per_token <= dense.macs_per_token
-    assert_close(layer(tokens(5, 20)), layer.merged()(tokens(5, 20)))

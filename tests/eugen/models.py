@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import pairwise
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from eugen import FFNParts
+from eugen import DenseFFN, FFNParts
 from tests.eugen.blocks import block, generator, tokens
 
 
@@ -51,7 +52,7 @@ def chain(d: int = 12, h: int = 40, linears: int = 2, *, act: type[nn.Module] = 
     """Linear, activation, Linear, … as in a NeRF; the model is the chain itself."""
     widths = [d, *[h] * (linears - 1), d]
     modules: list[nn.Module] = []
-    for n_in, n_out in zip(widths, widths[1:], strict=False):
+    for n_in, n_out in pairwise(widths):
         modules += [nn.Linear(n_in, n_out), act(**options)]
     return spread(nn.Sequential(*modules[:-1]))
 
@@ -77,8 +78,6 @@ class Residual(nn.Module):
 
 
 def residual_parts(module: Residual, **changes) -> FFNParts:
-    from eugen import DenseFFN
-
     dense = DenseFFN(module.ffn.up, module.ffn.act, module.ffn.down)
     return FFNParts(**{"dense": dense, "slot": "ffn", "output": "ffn", "stream": "norm"} | changes)
 

@@ -36,7 +36,9 @@ def test_vit_by_hand():
 
 def test_bert_by_hand():
     d, h, depth, batch, length = 32, 64, 2, 8, 9
-    macs = batch * (depth * (length * (4 * d * d + 2 * d * h) + 2 * length * length * d) + d * d)  # and pooler
+    macs = batch * (
+        depth * (length * (4 * d * d + 2 * d * h) + 2 * length * length * d) + d * d
+    )  # and pooler
     cost = model_cost(bert().eval(), sentences()[0], call_bert)
     assert cost.macs == macs
     assert cost.ffn_macs == depth * 2 * d * h

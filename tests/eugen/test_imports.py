@@ -8,7 +8,18 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-OTHERS = ["timm", "transformers", "pandas", "mlflow", "pydantic", "sklearn", "scipy", "prefect", "dvc", "triton"]
+OTHERS = [
+    "timm",
+    "transformers",
+    "pandas",
+    "mlflow",
+    "pydantic",
+    "sklearn",
+    "scipy",
+    "prefect",
+    "dvc",
+    "triton",
+]
 
 
 def run(code: str) -> str:

@@ -40,7 +40,7 @@ def chunks(x, y, weight, size):
 
 
 def assert_same_map(solved, expected, x, dtype=torch.float64):
-    """Weight and bias agree in what they say about the tokens: single weights of near-dead columns may not."""
+    """Both maps say the same about the tokens: single weights of near-dead columns need not agree."""
     said, wanted = (x.double() @ w.T + b for w, b in (solved, expected))
     assert_close((said - said.mean(0)).to(dtype), (wanted - wanted.mean(0)).to(dtype), "spread")
     assert_close(said.to(dtype), wanted.to(dtype), "value")

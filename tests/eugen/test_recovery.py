@@ -69,7 +69,7 @@ def test_low_rank_of_matrices_that_have_the_rank(config):
     x = tokens(3000, D, dtype=torch.float64)
     layer = config.fit(dense, stream(dense, x), generator=generator())
     with torch.no_grad():
-        # The factors are exact up to the readout, whatever the basis: then the bound is that of their features.
+        # The factors are exact up to the readout, whatever the basis: the bound is that of their features.
         features = layer.features(x)
         weight = torch.linalg.lstsq(features - features.mean(0), dense(x) - dense(x).mean(0)).solution.T
     assert_within_ridge(layer, dense, x, features=features, weight=weight)
@@ -110,7 +110,7 @@ def test_aware_factors_beat_blind_ones_where_inputs_are_correlated():
         layer = config.fit(dense, stream(dense, x), generator=generator())
         errors[config.name] = relative_rms(layer.u1(layer.v1(x)) - layer.u1.bias, dense.up(x) - dense.up.bias)
     with torch.no_grad():
-        values = torch.linalg.svdvals((dense.up(x) - dense.up.bias))
+        values = torch.linalg.svdvals(dense.up(x) - dense.up.bias)
     best = float(values[7:].square().sum().sqrt() / values.square().sum().sqrt())
     assert errors["low_rank_aware"] == pytest.approx(best, rel=1e-3)
     assert errors["low_rank"] > errors["low_rank_aware"]

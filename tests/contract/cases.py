@@ -1,0 +1,40 @@
+"""Every registered layer at one budget, unfitted and fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import eugen
+from eugen.ffn import FFNLayer, LayerConfig
+from tests.eugen.blocks import generator, stream, tokens
+
+BUDGET = 0.3
+NAMES = list(eugen.layers())
+every_layer = pytest.mark.parametrize("name", NAMES)
+
+
+def config_of(name: str, budget: float = BUDGET) -> LayerConfig:
+    """The layer at this budget; a layer that has one size only refuses and is taken at that."""
+    try:
+        return eugen.layers()[name](budget=budget)
+    except ValueError:
+        return eugen.layers()[name]()
+
+
+def fitted(name: str, dense: eugen.DenseFFN, *, budget: float = BUDGET, count: int = 2000) -> FFNLayer:
+    data = stream(dense, tokens(count, dense.in_features, dtype=dense.up.weight.dtype))
+    return config_of(name, budget).fit(dense, data, generator=generator())
+
+
+def unless_refused(attempt: Callable[[], Any], *words: str) -> Any:
+    """What the attempt gives, or None where it is refused with a message that holds the words."""
+    try:
+        return attempt()
+    except ValueError as error:
+        message = str(error)
+    missing = [word for word in words if word not in message]
+    assert not missing, f"{missing} not in {message!r}"
+    return None
