@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -28,7 +27,6 @@ class Engine(StrEnum):
 
 def run(project: Path, profile: str | None, engine: Engine, jobs: int | None) -> None:
     """Run the benchmark in the clone `project`, which is held from the check of the parameters on."""
-    started = time.monotonic()
     with ready(project, profile) as runner:
         # A run with nothing to order, retry or watch does not wait for a Prefect server to start.
         if engine is Engine.prefect and runner.survey.stale:
@@ -36,7 +34,7 @@ def run(project: Path, profile: str | None, engine: Engine, jobs: int | None) ->
 
             prefect_engine.benchmark(str(project), jobs=jobs)
         else:
-            finish(project, dvc_engine.run_graph(runner), started)
+            finish(runner, dvc_engine.run_graph(runner))
 
 
 def main(

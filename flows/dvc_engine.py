@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flows import results
 from flows.dvc_runner import DvcRunner, StageFailed
-from flows.run import Outcome, note_failure, plan
+from flows.run import Outcome, note_failure, plan, recorder
 from flows.schedule import LAST, verb
 
 REPORT_TIMEOUT_S = 1800.0
@@ -13,12 +13,13 @@ REPORT_TIMEOUT_S = 1800.0
 def run_graph(runner: DvcRunner) -> Outcome:
     """Run what is stale; the output of DVC is shown as it is."""
     outcome = plan(runner)
-    failed = bool(outcome.todo) and runner.run_all(print) != 0
-    if failed:
-        _sort(runner, outcome)
-    good = [stage for stage in outcome.todo if stage not in outcome.failed | outcome.skipped]
-    if results.clear_failures(runner.project, good) or failed:
-        _report(runner, outcome)
+    with recorder(runner, outcome):
+        failed = bool(outcome.todo) and runner.run_all(print) != 0
+        if failed:
+            _sort(runner, outcome)
+        good = [stage for stage in outcome.todo if stage not in outcome.failed | outcome.skipped]
+        if results.clear_failures(runner.project, good) or failed:
+            _report(runner, outcome)
     return outcome
 
 

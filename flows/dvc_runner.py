@@ -67,6 +67,7 @@ class DvcRunner:
         self._processes: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
         self._stopped = False
+        self.started = time.monotonic()
         self.survey = Survey({}, frozenset())
         """What the last look found."""
 

@@ -15,7 +15,7 @@ from prefect.logging.handlers import APILogHandler
 
 from flows import results
 from flows.dvc_runner import DvcRunner, StageFailed
-from flows.run import LOG, Outcome, cores, finish, note_failure, plan, ready, say
+from flows.run import LOG, Outcome, cores, finish, note_failure, plan, ready, recorder, say
 from flows.schedule import LAST, Schedule, verb
 
 TIMEOUT_S = {"baseline": 4 * 3600.0, "transfer": 2 * 3600.0, "finetune": 4 * 3600.0}
@@ -61,17 +61,18 @@ def benchmark(
     `jobs` is the number of cores unless given; `timeouts_s` overrides `TIMEOUT_S` by verb.
     Raises `CellsFailed` if a stage failed, `WrongParameters` before any work.
     """
-    folder, started = Path(project).resolve(), time.monotonic()
+    folder = Path(project).resolve()
     with ready(folder, profile) as runner:
-        outcome = run_graph(runner, jobs or cores(), TIMEOUT_S | (timeouts_s or {}))
+        outcome = plan(runner)
+        with recorder(runner, outcome):
+            run_graph(runner, outcome, jobs or cores(), TIMEOUT_S | (timeouts_s or {}))
         if rows := results.result_rows(folder):
             create_table_artifact(rows, key="benchmark-results", description=f"Pipeline run {runner.run_id}")
-        finish(folder, outcome, started)
+        finish(runner, outcome)
 
 
-def run_graph(runner: DvcRunner, jobs: int, timeouts_s: dict[str, float]) -> Outcome:
+def run_graph(runner: DvcRunner, outcome: Outcome, jobs: int, timeouts_s: dict[str, float]) -> None:
     """Run what is stale, and whatever needs it, as Prefect tasks; all are killed if this is left early."""
-    outcome = plan(runner)
     upstream = runner.survey.upstream
     schedule = Schedule(upstream, outcome.todo)
     futures: dict[str, PrefectFuture[None]] = {}
@@ -96,4 +97,3 @@ def run_graph(runner: DvcRunner, jobs: int, timeouts_s: dict[str, float]) -> Out
         runner.stop()
         raise
     outcome.skipped = schedule.skipped
-    return outcome

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ LOG.propagate = False
 _terminal = logging.StreamHandler(sys.stdout)
 _terminal.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
 LOG.addHandler(_terminal)
+
+UPLOAD_S = 120.0
+"""How long the end of a run waits for the last uploads."""
 
 _ready: dict[Path, DvcRunner] = {}
 
@@ -81,6 +85,28 @@ def ready(project: Path, profile: str | None) -> Iterator[DvcRunner]:
             del _ready[project]
 
 
+@contextmanager
+def recorder(runner: DvcRunner, outcome: Outcome) -> Iterator[None]:
+    """One process that uploads all stages' journals to MLflow; without it each stage loads MLflow anew."""
+    source = runner.project / "stages" / "tracking" / "recorder.py"
+    if not outcome.todo or not source.exists() or os.environ.get("EUGEN_TRACKING") == "off":
+        yield
+        return
+    # In a session of its own: what stops the stages must leave it time to upload what they left.
+    command = [sys.executable, "-m", "stages.tracking.recorder"]
+    process = subprocess.Popen(command, cwd=runner.project, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield
+    finally:
+        try:
+            process.communicate(timeout=UPLOAD_S)  # it ends when its standard input does
+        except subprocess.TimeoutExpired:
+            process.kill()
+            say(
+                f"MLflow took more than {UPLOAD_S:.0f} s: what is left waits in .work/outbox for the next run"
+            )
+
+
 def plan(runner: DvcRunner) -> Outcome:
     """Say what there is to do; failures of stages that DVC finds up to date are forgotten."""
     upstream = runner.survey.upstream
@@ -99,7 +125,7 @@ def note_failure(runner: DvcRunner, outcome: Outcome, stage: str, error: object)
     outcome.failed[stage] = results.read_failure(runner.project, stage) or reason
 
 
-def finish(project: Path, outcome: Outcome, started: float) -> None:
+def finish(runner: DvcRunner, outcome: Outcome) -> None:
     """Say how the run ended and where the report is; raise `CellsFailed` if a stage failed."""
     for stage, reason in outcome.failed.items():
         say(f"FAILED {stage}: {reason}")
@@ -109,8 +135,8 @@ def finish(project: Path, outcome: Outcome, started: float) -> None:
     counts = f"{outcome.cached} stages up to date before, {done} done"
     if outcome.failed:
         counts += f", {len(outcome.failed)} failed, {len(outcome.skipped)} skipped"
-    say(f"{counts}, in {time.monotonic() - started:.0f} s")
-    report = project / "reports" / "report.html"
+    say(f"{counts}, in {time.monotonic() - runner.started:.0f} s")
+    report = runner.project / "reports" / "report.html"
     say(f"report: {report}" if report.exists() else "there is no report: its stage did not finish")
     if outcome.failed:
         raise CellsFailed(f"failed: {', '.join(outcome.failed)}")
