@@ -24,7 +24,7 @@ bench: $(STAMP)
 	@$(RUN) flows.benchmark $(if $(PROFILE),--profile $(PROFILE)) $(if $(ENGINE),--engine $(ENGINE))
 
 test: $(STAMP)
-	@$(RUN) pytest $(ARGS)
+	@$(RUN) pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	@$(RUN) ruff check

@@ -157,15 +157,29 @@ class LayerConfig:
             output_weight: importance of each output dimension in the error, None for equal.
         """
 
-    def size_for(self, dense: DenseFFN, per_unit: int, fixed: int = 0, *, unit: str) -> int:
+    def size_for(
+        self, dense: DenseFFN, per_unit: int, fixed: int = 0, *, unit: str, given: int | None = None
+    ) -> int:
         """The largest number of units whose MACs, `fixed + units·per_unit`, stay within the budget.
 
+        Args:
+            given: the number that the configuration names itself, taken if it is within the budget.
+
         Raises:
-            ValueError: neither a budget nor a size was given, or the budget buys no unit.
+            ValueError: neither a budget nor a size was given, the size is below 1 or beyond the
+                budget, or the budget buys no unit.
         """
+        if given is not None and given < 1:
+            raise ValueError(f"{unit}={given} must be at least 1")
         if self.budget is None:
-            raise ValueError(f"{type(self).__name__} needs budget= or an explicit {unit}=")
+            if given is None:
+                raise ValueError(f"{type(self).__name__} needs budget= or an explicit {unit}=")
+            return given
         allowed = math.floor(self.budget * dense.macs_per_token + 1e-9)
+        if given is not None:
+            if fixed + given * per_unit > allowed:
+                raise ValueError(f"{unit}={given} is beyond budget={self.budget}: give only one of them")
+            return given
         units = (allowed - fixed) // per_unit
         if units < 1:
             least = math.ceil(1000 * (fixed + per_unit) / dense.macs_per_token) / 1000

@@ -23,8 +23,8 @@ FEW_TOKENS_PER_FEATURE = 2
 class Moments:
     """Weighted first and second moments of features and targets, accumulated chunk by chunk.
 
-    Features are shifted and scaled by the first chunk's mean and deviation before the
-    products, which keeps float32 accurate for features far from zero.
+    Features are shifted and scaled by the first chunk's mean and deviation before the products,
+    and targets shifted, which keeps float32 accurate for values far from zero.
     """
 
     def __init__(self) -> None:
@@ -43,6 +43,7 @@ class Moments:
         if self._empty:
             self._start(features, target)
         features = (features - self._shift.to(wide)) / self._scale.to(wide)
+        target = target - self._target_shift.to(wide)
         weighted = features if weight is None else features * weight.to(wide)[:, None]
         self.tokens += len(features)
         self._weight += len(features) if weight is None else weight.double().sum()
@@ -58,6 +59,7 @@ class Moments:
         double = {"dtype": torch.float64, "device": features.device}
         n_features, n_targets = features.shape[1], target.shape[1]
         self._shift = features.mean(0, dtype=torch.float64)
+        self._target_shift = target.mean(0, dtype=torch.float64)
         deviation = features.double().std(0, correction=0)
         self._scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
         self._weight = torch.zeros((), **double)
@@ -96,7 +98,7 @@ class Moments:
         cross = (self._cross / self._weight - torch.outer(mean, target_mean)) / deviation[:, None]
         cross = torch.where(alive[:, None], cross, torch.zeros_like(cross))
         weight = (_solve_positive(correlation, cross, ridge) / (deviation * self._scale)[:, None]).T
-        bias = target_mean - weight @ (mean * self._scale + self._shift)
+        bias = target_mean + self._target_shift - weight @ (mean * self._scale + self._shift)
         return weight.contiguous(), bias
 
 

@@ -15,6 +15,7 @@ PEAK_LEARNING_RATE = 3e-3
 BATCH_TOKENS = 1024
 
 
+@torch.enable_grad()
 def refine(
     layer: FFNLayer,
     data: Sequence[tuple[Tensor, Tensor, Tensor | None]],
@@ -35,6 +36,7 @@ def refine(
     """
     x, y = torch.cat([c[0] for c in data]), torch.cat([c[1] for c in data])
     weight = None if data[0][2] is None else torch.cat([c[2] for c in data if c[2] is not None])
+    weight = None if weight is None else weight / weight.mean()
     importance = torch.ones_like(y[0]) if output_weight is None else output_weight.to(y.dtype)
     # Errors are measured in units of the target's spread, so that one learning rate fits every block.
     importance = importance / (importance * y.var(0)).sum()

@@ -48,7 +48,7 @@ class Transfer:
         generator: torch.Generator,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        if iter(calibration) is calibration:
+        if isinstance(calibration, Iterator):
             raise ValueError(
                 "calibration is an iterator that can be read only once, and transfer reads it once "
                 "per block: pass a list of batches or a DataLoader"
@@ -57,6 +57,7 @@ class Transfer:
         self.calibration, self.call = calibration, call
         self.generator, self.progress = generator, progress
         self._wanted: dict[str, list[Tensor]] = {}
+        self._first_inputs: list[Tensor] = []
 
     def __enter__(self) -> Transfer:
         with _evaluating(self.teacher):
@@ -64,7 +65,7 @@ class Transfer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._wanted = {}
+        self._wanted, self._first_inputs = {}, []
 
     def fit(
         self, student: nn.Module, site: FFNSite, config: LayerConfig, refine_steps: int
@@ -96,6 +97,8 @@ class Transfer:
             batches += 1
             with _capturing(self.teacher, self.sites) as seen:
                 self.call(self.teacher, batch)
+            if (self.sites[0].name, "input") in seen:
+                self._first_inputs.append(seen[self.sites[0].name, "input"])
             for site in self.sites:
                 stream, output = seen.get((site.name, "stream")), seen.get((site.name, "output"))
                 if output is None:
@@ -113,23 +116,31 @@ class Transfer:
         """Inputs, targets and token weights of one site, a chunk per batch."""
         wanted = self._wanted[site.name]
         batches = 0
-        for batch, want in zip(self.calibration, wanted, strict=False):
+        for batch in self.calibration:
             batches += 1
+            if batches > len(wanted):
+                continue  # counted for the message below
+            want = wanted[batches - 1]
             with _capturing(student, [site], stop=True) as seen, suppress(_Enough):
                 self.call(student, batch)
             x, stream = seen[site.name, "input"], seen.get((site.name, "stream"))
-            if len(x) != len(want):
+            if len(x) != len(want) or not self._read_before(x, site, batches - 1):
                 raise ValueError(
                     "the calibration data change from one reading to the next: switch shuffling off"
                 )
             weight = None
             if site.norm is not None:
                 weight = 1 / want.var(-1, correction=0).clamp(min=1e-12)
-                weight = weight / weight.mean()
             _require_finite(x, site)
             yield x, want if stream is None else want - stream, weight
         if batches != len(wanted):
             raise ValueError(f"the calibration data gave {len(wanted)} batches first and {batches} later")
+
+    def _read_before(self, x: Tensor, site: FFNSite, batch: int) -> bool:
+        """Whether the first site's input, which no replacement changes, is what the teacher was given."""
+        if site is not self.sites[0]:
+            return True
+        return torch.allclose(x, self._first_inputs[batch], rtol=1e-2, atol=1e-2, equal_nan=True)
 
 
 def fit_quality(layer: FFNLayer, data: Iterable[Chunk], output_weight: Tensor | None = None) -> float:
@@ -204,13 +215,16 @@ def _capturing(
     def after(site: FFNSite) -> Callable:
         return lambda _module, _args, output: keep(site, "output", output)
 
-    for site in sites:
+    def listen(site: FFNSite) -> None:
         if site.stream is not None:  # before the input's hook: both may sit on one module
             handles.append(model.get_submodule(site.stream).register_forward_pre_hook(before(site, "stream")))
         handles.append(model.get_submodule(site.name).register_forward_pre_hook(before(site, "input")))
         if not stop:
             handles.append(model.get_submodule(site.output).register_forward_hook(after(site)))
+
     try:
+        for site in sites:
+            listen(site)
         yield seen
     finally:
         for handle in handles:

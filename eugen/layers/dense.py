@@ -56,7 +56,7 @@ def resized(dense: DenseFFN, hidden_features: int, *, generator: torch.Generator
     )
 
 
-def hidden_for_budget(config: LayerConfig, dense: DenseFFN) -> int:
-    """How many neurons of the block's own form the budget buys."""
+def hidden_for_budget(config: LayerConfig, dense: DenseFFN, given: int | None) -> int:
+    """How many neurons of the block's own form the budget buys, or the number given."""
     per_neuron = dense.macs_per_token // dense.hidden_features
-    return config.size_for(dense, per_neuron, unit="hidden_features")
+    return config.size_for(dense, per_neuron, unit="hidden_features", given=given)

@@ -102,7 +102,7 @@ class EUGen(FFNLayer):
         readout = new_linear(
             self.readout.in_features, self.out_features, like=weight.float(), generator=torch.Generator()
         ).to(self.readout.weight.dtype)
-        merged = EUGen(self.config, Rows(self.weight.detach(), *self._slots()), readout, down=None)
+        merged = EUGen(self.config, Rows(self.weight.detach().clone(), *self._slots()), readout, down=None)
         bias = weight @ self.readout.bias.detach().double()
         bias = bias if self.down.bias is None else bias + self.down.bias.detach().double()
         merged.set_readout(weight @ self.readout.weight.detach().double(), bias)
@@ -111,8 +111,8 @@ class EUGen(FFNLayer):
     def _slots(self) -> tuple[Tensor, Tensor]:
         zero = torch.zeros_like(self.weight[:, 0])
         return (
-            zero if self.bias is None else self.bias.detach(),
-            zero if self.norm is None else self.norm.detach(),
+            zero if self.bias is None else self.bias.detach().clone(),
+            zero if self.norm is None else self.norm.detach().clone(),
         )
 
     @torch.no_grad()
@@ -190,15 +190,21 @@ class EUGenConfig(LayerConfig, name="eugen"):
         return projection_groups(self.order, self.lowest_order, self.sharing)
 
     def features_for(self, dense: DenseFFN) -> int:
-        """m, from `num_features` or from the budget."""
-        if self.num_features is not None:
-            return self.num_features
+        """m, from `num_features` or from the budget; teacher rows may use less than the budget."""
         out = dense.out_features if self.merge else dense.hidden_features
         fixed = dense.in_features * out if self.direct_linear else 0
         if not self.merge:
             fixed += self.require_plain_block(dense).weight.numel()
         per_feature = self.groups * dense.in_features + (self.order - self.lowest_order + 1) * out
-        return self.size_for(dense, per_feature, fixed, unit="num_features")
+        m = self.size_for(dense, per_feature, fixed, unit="num_features", given=self.num_features)
+        if self.projection != "teacher" or self.groups * m <= dense.hidden_features:
+            return m
+        if self.num_features is not None or dense.hidden_features < self.groups:
+            raise ValueError(
+                f"num_features={m} needs {self.groups * m} rows of the dense layer, which has only "
+                f"{dense.hidden_features} neurons: lower it, or use sharing='powers'"
+            )
+        return dense.hidden_features // self.groups
 
     def build(self, dense: DenseFFN, *, generator: torch.Generator) -> EUGen:
         m = self.features_for(dense)

@@ -44,7 +44,7 @@ class LowRankConfig(LayerConfig, name="low_rank"):
     def build(self, dense: DenseFFN, *, generator: torch.Generator) -> LowRankFFN:
         self.require_plain_block(dense)
         d, h, out, like = dense.in_features, dense.hidden_features, dense.out_features, dense.up.weight
-        rank = self.rank or self.size_for(dense, d + 2 * h + out, unit="rank")
+        rank = self.size_for(dense, d + 2 * h + out, unit="rank", given=self.rank)
 
         def linear(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
             return new_linear(n_in, n_out, like=like, generator=generator, bias=bias)

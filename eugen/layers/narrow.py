@@ -23,7 +23,8 @@ class NarrowConfig(LayerConfig, name="narrow"):
 
     def build(self, dense: DenseFFN, *, generator: torch.Generator) -> DenseFFN:
         self.require_down(dense)
-        return resized(dense, self.hidden_features or hidden_for_budget(self, dense), generator=generator)
+        hidden = hidden_for_budget(self, dense, self.hidden_features)
+        return resized(dense, hidden, generator=generator)
 
     def fit(
         self,

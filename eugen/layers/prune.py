@@ -24,7 +24,7 @@ class PruneConfig(LayerConfig, name="prune"):
 
     def _size(self, dense: DenseFFN) -> int:
         self.require_down(dense)
-        return self.hidden_features or hidden_for_budget(self, dense)
+        return hidden_for_budget(self, dense, self.hidden_features)
 
     def build(self, dense: DenseFFN, *, generator: torch.Generator) -> DenseFFN:
         return resized(dense, self._size(dense), generator=generator)

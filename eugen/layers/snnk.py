@@ -53,7 +53,7 @@ class SNNKConfig(LayerConfig, name="snnk"):
 
     def _build(self, dense: DenseFFN, rms: float, generator: torch.Generator) -> ReluSNNK:
         d, out, like = dense.in_features, dense.out_features, dense.up.weight
-        m = self.num_features or self.size_for(dense, d + out, unit="num_features")
+        m = self.size_for(dense, d + out, unit="num_features", given=self.num_features)
         layer = ReluSNNK(
             new_linear(d, m, like=like, generator=generator),
             new_linear(m, out, like=like, generator=generator),

@@ -1,4 +1,4 @@
-"""Budgets are kept or refused with the least one; blocks of any shape and form are taken or refused by name."""
+"""Budgets are kept, or refused with the least one; blocks of any form are taken, or refused by name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import eugen
+from eugen.cost import count_macs
 from tests.contract.cases import config_of, every_layer, fitted, unless_refused
 from tests.eugen.blocks import block, generator, tokens
 
@@ -58,6 +59,8 @@ def test_blocks_of_odd_shapes_can_be_fitted(name, shape):
 def test_other_forms_of_blocks_are_fitted_or_refused_by_name(name, form):
     dense = block(20, 80, **form)
     layer = unless_refused(lambda: fitted(name, dense, budget=0.6, count=300), repr(name))
-    if layer is not None:
-        assert layer.macs_per_token <= dense.macs_per_token
-        assert layer(tokens(5, 20)).shape == dense(tokens(5, 20)).shape
+    x = tokens(5, 20)
+    for each in (dense, layer) if layer is not None else (dense,):
+        assert each.macs_per_token <= dense.macs_per_token
+        assert count_macs(lambda each=each: each(x)) == len(x) * each.macs_per_token
+        assert each(x).shape == dense(x).shape
