@@ -105,12 +105,12 @@ def _committed(project: Path) -> bytes | None:
 
 
 def check_parameters(project: Path) -> None:
-    """Run `python -m stages.params`, where the project has it; raise `WrongParameters` with its message."""
-    if not (project / "stages" / "params.py").exists():
+    """Run `python -m stages.validate`, where the project has it; raise `WrongParameters` with its message."""
+    if not (project / "stages" / "validate.py").exists():
         return
-    command = [sys.executable, "-m", "stages.params"]
+    command = [sys.executable, "-m", "stages.validate"]
     checked = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-    message = (checked.stderr.strip() or checked.stdout.strip()) or "python -m stages.params gave no reason"
+    message = (checked.stderr.strip() or checked.stdout.strip()) or "python -m stages.validate gave no reason"
     if checked.returncode == 2:
         raise WrongParameters(message)
     if checked.returncode:

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import typer
 
-from stages import params
+from stages import params, timings
 from stages.checkpoint import Progress, save_tensors
 from stages.models import DENSE_FILE, RECORD_FILE, read_json
 from stages.tasks import BASELINE, DATA, open_task
@@ -40,16 +40,9 @@ def baseline(task: Annotated[str, typer.Option(help="Task of params.yaml.")]) ->
         for name, source in manifest["sources"].items():
             run.dataset(name, **source)
         run.artifact(out / DENSE_FILE, folder="weights")
-        written = {
-            "quality": quality,
-            "train_seconds": seconds,
-            "data_sha256": {name: source["sha256"] for name, source in manifest["sources"].items()},
-            "overhead_seconds": {
-                "prepare": manifest["overhead_seconds"],
-                "baseline": run.overhead_seconds,
-            },
-        }
-        record.write_json(out / RECORD_FILE, written)
+        hashes = {name: source["sha256"] for name, source in manifest["sources"].items()}
+        record.write_json(out / RECORD_FILE, {"quality": quality, "data_sha256": hashes})
+        timings.write("baseline", task, overhead=run.overhead_seconds, train=seconds)
         progress.clear()
 
 

@@ -89,8 +89,12 @@ def save(
         "schedule": schedule.state_dict(),
         "generator": generator.get_state(),
     }
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def resume(

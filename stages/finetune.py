@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from stages import params
+from stages import params, timings
 from stages.checkpoint import Progress, save_tensors
 from stages.models import RECORD_FILE, changed_tensors, dense_model, student_model, unit_name
 from stages.tasks import Task, open_task
@@ -50,7 +50,9 @@ def finetune(
                 run.metrics({f"b{budget:g}.{opened.quality_name}": units[-1]["quality"]}, step=seed)
         out.mkdir(parents=True, exist_ok=True)
         run.artifact(out, folder="weights")
-        record.write_json(out / RECORD_FILE, {"units": units, "overhead_seconds": run.overhead_seconds})
+        seconds = {unit_name(u["seed"], u["budget"]): u.pop("seconds") for u in units}
+        record.write_json(out / RECORD_FILE, {"units": units})
+        timings.write("finetune", task, method, overhead=run.overhead_seconds, **seconds)
         progress.clear()
 
 

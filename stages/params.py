@@ -1,26 +1,42 @@
 """params.yaml, validated: what runs, with which sizes, budgets and seeds.
 
-`python -m stages.params` checks the file and exits with 2 and one line per fault.
+Tasks' own sections are validated by the tasks; `stages.validate` checks everything at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 import eugen
 from eugen import LayerConfig
 
 PARAMS_FILE = Path("params.yaml")
 
-Budget = Annotated[float, Field(gt=0, le=1)]
-Seed = Annotated[int, Field(ge=0)]
 S = TypeVar("S", bound=BaseModel)
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if len(set(values)) < len(values):
+        raise ValueError("each value may occur once: a repeated one would count as a further measurement")
+    return values
+
+
+Budgets = Annotated[list[Annotated[float, Field(gt=0, le=1)]], AfterValidator(_distinct)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_distinct)]
 
 
 class ParamsError(ValueError):
@@ -30,13 +46,13 @@ class ParamsError(ValueError):
 class Section(BaseModel):
     """Base of every section: an unknown key is a fault."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RunSettings(Section):
     """What all stages share."""
 
-    device: str = "cpu"
+    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     threads: PositiveInt = 1
     """CPU threads of each stage's process."""
     timing_threads: PositiveInt = 2
@@ -47,8 +63,8 @@ class RunSettings(Section):
 class TransferSettings(Section):
     """Layer-wise transfer, the same for every method."""
 
-    budgets: list[Budget] = Field(min_length=1)
-    seeds: list[Seed] = Field(min_length=1)
+    budgets: Budgets = Field(min_length=1)
+    seeds: Seeds = Field(min_length=1)
     calibration_tokens: PositiveInt
     refine_steps: int = Field(default=0, ge=0)
 
@@ -56,8 +72,8 @@ class TransferSettings(Section):
 class FinetuneSettings(Section):
     """End-to-end fine-tuning, the same for every method; the validation part chooses the learning rate."""
 
-    budgets: list[Budget] = []
-    seeds: list[Seed] = []
+    budgets: Budgets = []
+    seeds: Seeds = []
     steps: int = Field(ge=0)
     batch_size: PositiveInt
     learning_rates: list[PositiveFloat] = Field(min_length=1)
@@ -128,8 +144,8 @@ def load(path: Path = PARAMS_FILE) -> Params:
         raise ParamsError(
             f"{path} is missing: copy a profile, for example `cp params/cpu.yaml {path}`"
         ) from None
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{path} is not valid YAML: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ParamsError(f"{path} must hold the keys profile, run, tasks and methods")
     _allow(raw, ("profile", "run", "tasks", "methods"), where="", required=True)
@@ -143,7 +159,7 @@ def validate(model: type[S], value: Any, where: str) -> S:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise ParamsError(_faults(error, where)) from None
+        raise ParamsError(_faults(error, where, model)) from None
 
 
 def _method(name: str, fields: Any) -> Method:
@@ -155,7 +171,7 @@ def _method(name: str, fields: Any) -> Method:
     fields = dict(fields)
     layer = fields.pop("layer", name)
     known = eugen.layers()
-    if layer not in known:
+    if layer not in [*known]:  # a list: the value may be anything, hashable or not
         raise ParamsError(f"methods.{name}.layer = {layer!r}: unknown layer, use one of {', '.join(known)}")
     allowed = tuple(f.name for f in dataclasses.fields(known[layer]) if f.name != "budget")
     _allow(fields, allowed, where=f"methods.{name}.")
@@ -184,33 +200,24 @@ def _mapping(raw: dict[str, Any], key: str) -> dict[str, Any]:
     return value
 
 
-def _faults(error: ValidationError, where: str) -> str:
+def _faults(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
     lines = []
     for fault in error.errors():
-        key = ".".join([where, *(str(part) for part in fault["loc"] if isinstance(part, int | str))])
-        lines.append(f"{key} = {fault['input']!r}: {fault['msg']}")
+        key = ".".join([where, *map(str, fault["loc"])])
+        if fault["type"] == "missing":
+            lines.append(f"{key} is missing")
+        elif model and fault["type"] == "extra_forbidden":
+            allowed = ", ".join(_fields(model, fault["loc"][:-1]))
+            lines.append(f"{key} = {fault['input']!r}: unknown key, allowed are {allowed}")
+        else:
+            lines.append(f"{key} = {fault['input']!r}: {fault['msg']}")
     return "; ".join(lines)
 
 
-def check(path: Path = PARAMS_FILE) -> Params:
-    """Validate everything, each task's section and each row at each budget included."""
-    from stages.tasks import task_settings
-
-    params = load(path)
-    for name in params.tasks:
-        settings = task_settings(params, name)
-        for method in params.methods.values():
-            for budget in method.budgets(settings.transfer.budgets):
-                try:
-                    method.config(budget)
-                except ValueError as error:
-                    raise ParamsError(f"methods.{method.name} at budget {budget}: {error}") from None
-    return params
-
-
-if __name__ == "__main__":
-    try:
-        check()
-    except ParamsError as fault:
-        print(f"params.yaml: {fault}", file=sys.stderr)
-        sys.exit(2)
+def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section that `path` leads to from the section `model`."""
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)

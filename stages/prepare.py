@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from stages import params
+from stages import timings, validate
 from stages.tasks import DATA, open_task
 from stages.tracking import record, stage_run
 
@@ -18,18 +18,19 @@ MANIFEST = "manifest.json"
 
 def prepare(task: Annotated[str, typer.Option(help="Task of params.yaml.")]) -> None:
     """Write data/<task> whole or not at all."""
-    settings = params.check()  # a fault anywhere in params.yaml stops the pipeline here, before any work
+    settings = validate.check()  # a fault anywhere in params.yaml stops the pipeline here, before any work
     opened = open_task(settings, task)
     with stage_run("prepare", task=task, params={"data": opened.settings.data.model_dump()}) as run:
         target, partial = DATA / task, DATA / f".{task}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         sources = {name: asdict(source) for name, source in opened.prepare(partial).items()}
-        record.write_json(partial / MANIFEST, {"sources": sources, "overhead_seconds": run.overhead_seconds})
+        record.write_json(partial / MANIFEST, {"sources": sources})
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
         for name, source in sources.items():
             run.dataset(name, **source)
+        timings.write("prepare", task, overhead=run.overhead_seconds)
         run.artifact(target / MANIFEST)
 
 

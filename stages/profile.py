@@ -14,7 +14,7 @@ from torch import nn
 
 from eugen.cost import ModelCost, model_cost
 from eugen.timing import compare, peak_bytes
-from stages import params
+from stages import params, timings
 from stages.data.verify import sha256_file
 from stages.models import DENSE_FILE, RECORD_FILE, dense_model, read_json, student_model, unit_name
 from stages.params import Method, Params
@@ -126,7 +126,11 @@ def assemble(
     for stage, folder in (("transfer", TRANSFERRED), ("finetune", FINETUNED)):
         for path in sorted((folder / task.name / method.name).glob("*.safetensors")):
             weights[f"{stage}.{path.stem}"] = sha256_file(path)
-    seeds = seed_results(base, moved["units"], tuned["units"], task.quality_name)
+    times = {
+        stage: timings.read(stage, task.name, None if stage in ("prepare", "baseline") else method.name)
+        for stage in ("prepare", "baseline", "transfer", "finetune")
+    }
+    seeds = seed_results(base, moved["units"], tuned["units"], times, task.quality_name)
     behind = [seed for seed in seeds if seed.quality_finetuned is not None] or seeds
     budgets = {seed.budget for seed in behind}
     single = len(behind) < 2 * len(budgets)
@@ -146,27 +150,28 @@ def assemble(
         seeds=seeds,
         costs=costs,
         latencies=latencies,
-        train_seconds_dense=base["train_seconds"],
+        train_seconds_dense=times["baseline"]["train"],
         environment=here,
         data_sha256=base["data_sha256"],
         weights_sha256=weights,
-        stage_overhead_seconds={
-            **base["overhead_seconds"],
-            "transfer": moved["overhead_seconds"],
-            "finetune": tuned["overhead_seconds"],
-            "profile": overhead,
-        },
+        stage_overhead_seconds={stage: took["overhead"] for stage, took in times.items()}
+        | {"profile": overhead},
     )
 
 
 def seed_results(
-    base: dict[str, Any], moved: list[dict[str, Any]], tuned: list[dict[str, Any]], quality_name: str
+    base: dict[str, Any],
+    moved: list[dict[str, Any]],
+    tuned: list[dict[str, Any]],
+    times: dict[str, dict[str, float]],
+    quality_name: str,
 ) -> list[record.SeedResult]:
     """Transfer and fine-tuning of each seed and budget, side by side."""
     later = {(unit["seed"], unit["budget"]): unit for unit in tuned}
     results = []
     for unit in moved:
         after = later.get((unit["seed"], unit["budget"]))
+        name = unit_name(unit["seed"], unit["budget"])
         results.append(
             record.SeedResult(
                 seed=unit["seed"],
@@ -178,8 +183,8 @@ def seed_results(
                 extra_transfer_only=unit["extra"],
                 extra_finetuned=after["extra"] if after else {},
                 fit_r2=unit["fit_r2"],
-                transfer_seconds=unit["seconds"],
-                finetune_seconds=after["seconds"] if after else 0.0,
+                transfer_seconds=times["transfer"][name],
+                finetune_seconds=times["finetune"].get(name, 0.0),
             )
         )
     return results

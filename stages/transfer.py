@@ -11,7 +11,7 @@ import typer
 from torch import Tensor, nn
 
 import eugen
-from stages import params
+from stages import params, timings
 from stages.checkpoint import Progress, save_tensors
 from stages.models import RECORD_FILE, changed_tensors, dense_model, unit_name
 from stages.params import Method
@@ -51,7 +51,9 @@ def transfer(
                 run.progress(f"{name}: {opened.quality_name} {units[-1]['quality']:.4f}")
         log_units(run, units, opened.quality_name)
         run.artifact(out, folder="weights")
-        record.write_json(out / RECORD_FILE, {"units": units, "overhead_seconds": run.overhead_seconds})
+        seconds = {unit_name(u["seed"], u["budget"]): u.pop("seconds") for u in units}
+        record.write_json(out / RECORD_FILE, {"units": units})
+        timings.write("transfer", task, method, overhead=run.overhead_seconds, **seconds)
         progress.clear()
 
 

@@ -100,14 +100,17 @@ def stamps(clone):
     return list(clone.glob(".venv/.stamp-*"))
 
 
+PYTEST = "-m pytest -n 2 --dist loadfile"
+
+
 def test_set_up_happens_once(clone):
     result, calls = make(clone, "test", "ARGS=-k one")
     assert result.returncode == 0, result.stderr
     asked = [call[0] for call in calls]
-    assert asked[0] == "-m venv .venv" and asked[2] == "-m pytest -k one" and len(asked) == 3
+    assert asked[0] == "-m venv .venv" and asked[2] == f"{PYTEST} -k one" and len(asked) == 3
     assert "-c constraints.txt -e .[suite,dev]" in asked[1]
     result, calls = make(clone, "test")
-    assert result.returncode == 0 and [call[0].strip() for call in calls] == ["-m pytest"]
+    assert result.returncode == 0 and [call[0].strip() for call in calls] == [PYTEST]
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])

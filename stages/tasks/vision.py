@@ -19,6 +19,8 @@ from stages.params import Section, TaskSettings
 from stages.tasks import DataSource, Log, Task
 
 LABEL_SMOOTHING = 0.05
+OFFICIAL_TEST = {"cifar10": 10_000}
+"""Sources whose last images are an official test split: the test part is drawn from it alone."""
 SPLIT_SEED = 0
 
 
@@ -62,8 +64,17 @@ class Vision(Task):
         from stages.data import sources, verify
 
         images, labels = getattr(sources, self.settings.data.source)()
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
         data = self.settings.data
+        generator = torch.Generator().manual_seed(SPLIT_SEED)
+        official = OFFICIAL_TEST.get(data.source, 0)
+        order = torch.randperm(len(images) - official, generator=generator)
+        if official:
+            if data.test > official:
+                raise ValueError(
+                    f"tasks.vision.data.test = {data.test}: {data.source} has {official} test images"
+                )
+            chosen = torch.randperm(official, generator=generator)[: data.test]
+            order = torch.cat([len(images) - official + chosen, order])
         held_out = data.test + data.validation
         if held_out >= len(images):
             raise ValueError(

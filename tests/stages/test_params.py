@@ -1,0 +1,194 @@
+"""Faults of params.yaml are told by key, value and what is allowed; profiles and dvc.yaml are sound."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from eugen import layers
+from stages.params import ParamsError
+from stages.tasks import task_names
+from stages.validate import check
+
+ROOT = Path(__file__).resolve().parents[2]
+PROFILES = sorted((ROOT / "params").glob("*.yaml"))
+GOOD: dict[str, Any] = yaml.safe_load((ROOT / "params/cpu.yaml").read_text())
+
+
+def changed(place: str, value: Any) -> dict[str, Any]:
+    """The default profile with another value at a dotted place."""
+    params = copy.deepcopy(GOOD)
+    *path, last = place.split(".")
+    section = params
+    for part in path:
+        section = section[part]
+    section[last] = value
+    return params
+
+
+def fault(folder: Path, params: dict[str, Any]) -> str:
+    """What the check says of these parameters."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(ParamsError) as error:
+        check(folder / "params.yaml")
+    return str(error.value)
+
+
+V = "tasks.vision"
+FAULTS: list[tuple[str, Any, str]] = [
+    ("extras", {"a": 1}, "extras = {'a': 1}: unknown key, allowed are profile, run, tasks, methods"),
+    ("tasks.speech", {}, f"tasks.speech: unknown task, there is a file for {', '.join(task_names())}"),
+    (f"{V}.prune", 1, f"{V}.prune = 1: unknown key, allowed are data, baseline, transfer, finetune, profile"),
+    (f"{V}.transfer.seed", 3, f"{V}.transfer.seed = 3: unknown key, allowed are budgets, seeds, calibration"),
+    (f"{V}.profile.tokens", 8, f"{V}.profile.tokens = 8: unknown key, allowed are batches, pairs"),
+    (f"{V}.data", 7, f"{V}.data = 7: .*dictionary"),
+    ("tasks", {}, "tasks = {}: must be a mapping with at least one entry"),
+    ("methods", ["eugen"], r"methods = \['eugen'\]: must be a mapping"),
+    ("methods.eugen", "eugen", "methods.eugen = 'eugen': must be a mapping such as {layer: eugen"),
+    (
+        "methods.new",
+        {"layer": "fast"},
+        f"new.layer = 'fast': unknown layer, use one of {', '.join(layers())}",
+    ),
+    ("methods.new", {"layer": ["eugen"]}, r"methods.new.layer = \['eugen'\]: unknown layer"),
+    ("methods.eugen.degree", 2, "methods.eugen.degree = 2: unknown key, allowed are .*order"),
+    ("methods.eugen.budget", 0.2, "methods.eugen.budget = 0.2: unknown key"),
+    ("methods.eugen.order", "two", "methods.eugen.order = 'two': .*valid integer"),
+    ("methods.eugen.projection", "best", "methods.eugen at budget 0.3: projection='best' .* use one of "),
+    (f"{V}.finetune.steps", "many", f"{V}.finetune.steps = 'many': .*valid integer"),
+    (f"{V}.transfer.budgets", [0.3, 0.0], f"{V}.transfer.budgets.1 = 0.0: .*greater than 0"),
+    (f"{V}.transfer.budgets", [1.5], f"{V}.transfer.budgets.0 = 1.5: .*less than or equal to 1"),
+    (f"{V}.transfer.budgets", [math.nan], f"{V}.transfer.budgets.0 = nan: "),
+    (f"{V}.transfer.seeds", [], rf"{V}.transfer.seeds = \[\]: .*at least 1 item"),
+    (f"{V}.transfer.seeds", [0, -1], f"{V}.transfer.seeds.1 = -1: .*greater than or equal to 0"),
+    (f"{V}.transfer.seeds", [0, 1, 0], rf"{V}.transfer.seeds = \[0, 1, 0\]: .*may occur once"),
+    (f"{V}.baseline.width", -8, f"{V}.baseline.width = -8: .*greater than 0"),
+    (f"{V}.finetune.learning_rates", [math.inf], f"{V}.finetune.learning_rates.0 = inf: .*finite"),
+    (f"{V}.profile.dtype", "int8", f"{V}.profile.dtype = 'int8': .*'float32', 'bfloat16' or 'float16'"),
+    ("run.device", "gpu", "run.device = 'gpu': .*cpu.*cuda"),
+    (
+        f"{V}.finetune.budgets",
+        [0.4],
+        f"finetune.budgets = 0.4: not among {V}.transfer.budgets, allowed are 0.3",
+    ),
+    (f"{V}.finetune.seeds", [0, 3], f"finetune.seeds = 3: not among {V}.transfer.seeds, allowed are 0, 1, 2"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "message"), FAULTS, ids=lambda part: str(part)[:30])
+def test_a_fault_is_told_by_key_value_and_what_is_allowed(tmp_path, place, value, message):
+    said = fault(tmp_path, changed(place, value))
+    assert re.search(message, said), said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("place", ["profile", "run", "tasks", "methods", "tasks.vision.data.test"])
+def test_a_missing_key_is_named(tmp_path, place):
+    params = copy.deepcopy(GOOD)
+    *path, last = place.split(".")
+    section = params
+    for part in path:
+        section = section[part]
+    del section[last]
+    assert fault(tmp_path, params) == f"{place} is missing"
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (
+            lambda path: path.write_text("run: {device: cpu\ntasks: ["),
+            "params.yaml is not valid YAML: .*line 2",
+        ),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00run"), "params.yaml is not valid YAML"),
+        (lambda path: path.write_text("- cpu\n"), "must hold the keys profile, run, tasks and methods"),
+        (lambda path: None, "params.yaml is missing: copy a profile, for example `cp params/cpu.yaml"),
+    ],
+    ids=["broken", "binary", "list", "absent"],
+)
+def test_a_file_that_holds_no_parameters(tmp_path, write: Callable[[Path], Any], message):
+    write(tmp_path / "params.yaml")
+    with pytest.raises(ParamsError, match=message) as error:
+        check(tmp_path / "params.yaml")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [("tasks.speech", {}), ("run.thread", 1)], ids=["a task's fault", "its own"]
+)
+def test_the_command_ends_with_2_and_one_line(tmp_path, place, value):
+    said = fault(tmp_path, changed(place, value))
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.validate"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"params.yaml: {said}\n")
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+def test_a_profile_is_valid_and_names_itself(profile):
+    params = check(profile)
+    assert params.profile == profile.stem
+
+
+def test_the_four_profiles_are_there_and_the_default_is_cpu():
+    assert [path.stem for path in PROFILES] == ["cpu", "gpu", "smoke", "study"]
+
+    def committed(name: str) -> bytes:  # `make bench PROFILE=…` rightly puts another one into the clone
+        shown = subprocess.run(["git", "show", f":{name}"], cwd=ROOT, capture_output=True, check=True)
+        return shown.stdout
+
+    assert committed("params.yaml") == committed("params/cpu.yaml")
+
+
+def test_every_verb_is_a_stage_and_every_stage_a_verb():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    verbs = {path.stem for path in (ROOT / "stages").glob("*.py") if "typer.run(" in path.read_text()}
+    assert set(stages) == verbs
+    for name, stage in stages.items():
+        keys = stage.get("matrix", {})
+        options = "".join(f" --{key} ${{item.{key}}}" for key in keys)
+        assert stage["cmd"] == f"python -m stages.{name}{options}"
+        assert f"stages/{name}.py" in stage["deps"]
+        assert {key: f"${{{key}s}}" for key in keys} == keys, "the matrix is params.yaml's own keys"
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+def test_what_a_stage_depends_on_is_there_or_made_by_another(profile):
+    params = yaml.safe_load(profile.read_text())
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+    def spelled(items: list[Any]) -> set[str]:
+        names = [next(iter(item)) if isinstance(item, dict) else item for item in items]
+        return {
+            name.replace("${item.task}", task).replace("${item.method}", method)
+            for name in names
+            for task in params["tasks"]
+            for method in params["methods"]
+        }
+
+    made = {
+        name for stage in stages.values() for name in spelled([*stage["outs"], *stage.get("metrics", [])])
+    }
+    made |= {parent.as_posix() for name in made for parent in Path(name).parents}
+    for stage in stages.values():
+        for name in spelled(stage["deps"]):
+            assert name in made or (ROOT / name).exists(), name
+        for key in spelled(stage.get("params", [])):
+            section = params
+            for part in key.split("."):
+                assert part in section, key
+                section = section[part]
