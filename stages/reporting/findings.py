@@ -26,8 +26,6 @@ from stages.tracking.record import CellRecord
 KEPT = 0.99
 """The share of dense quality that the papers' transfer is said to keep."""
 IMAGE_TASK = "vision"
-FIXED = {"random", "gaussian", "rademacher", "orthogonal"}
-"""Projections that are drawn and then left alone."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,8 @@ def retention(records: list[CellRecord]) -> list[Finding]:
             continue
         seconds = fmean(result.transfer_seconds for result in record.seeds if result.budget == budget)
         verdict = "reproduced" if kept.low >= KEPT else "not reproduced" if kept.high < KEPT else "open"
+        if verdict == "reproduced" and _refine_steps(record):
+            verdict = "not comparable"  # local steps helped: it is more than the closed form
         share = f"{100 * kept.mean:.1f} ± {100 * kept.half:.1f} % of {record.quality_name}"
         said.append(
             Finding(share, f"{_where(record, budget, stage, kept)}; {text.number(seconds)} s", verdict)
@@ -92,9 +92,9 @@ def retention(records: list[CellRecord]) -> list[Finding]:
 
 
 def trainable_projection(records: list[CellRecord]) -> list[Finding]:
-    """Rows with a learned projection against the same row with a drawn one."""
-    pairs = list(_variants(records, "projection", lambda a, b: a == "learned" and b in FIXED))
-    return _of_pairs(pairs, "EUGen rows that differ in `projection` alone: learned and drawn")
+    """Rows whose projection is trained, as it is by default, against the same row with a fixed one."""
+    pairs = list(_variants(records, "trainable", lambda a, b: a is not False and b is False))
+    return _of_pairs(pairs, "EUGen rows that differ in `trainable` alone")
 
 
 def norm_slot(records: list[CellRecord]) -> list[Finding]:
@@ -216,7 +216,15 @@ def _as_answer(finding: Finding) -> Finding:
 
 
 def _where(record: CellRecord, budget: float, stage: Stage, interval: Interval) -> str:
-    return f"{record.task}, {record.method}, budget {budget:g}, {STAGE_NAMES[stage]}, n={interval.n}"
+    steps = _refine_steps(record)
+    how = f" with {steps} local steps a block" if steps else " in closed form"
+    made = STAGE_NAMES[stage] + (how if stage == "transfer" else "")
+    return f"{record.task}, {record.method}, budget {budget:g}, {made}, n={interval.n}"
+
+
+def _refine_steps(record: CellRecord) -> int:
+    """Local refinement of each block, in Adam steps; 0 is the closed form alone."""
+    return record.params.get("task", {}).get("transfer", {}).get("refine_steps", 0)
 
 
 def _open(missing: str) -> Finding:

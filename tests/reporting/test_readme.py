@@ -151,10 +151,10 @@ def test_ledger_retention_needs_the_whole_interval():
 
 
 def test_ablation_needs_rows_that_differ_in_one_key_alone():
-    drawn = {"layer": "eugen", "order": 2, "projection": "orthogonal"}
-    learned = {"layer": "eugen", "order": 2, "projection": "learned"}
-    first = factory.cell("vision", "eugen", layer=drawn)
-    second = shift(factory.cell("vision", "eugen_learned", layer=learned), 0.1)
-    other = factory.cell("vision", "eugen_learned", layer=learned | {"order": 3})
+    trained = {"layer": "eugen", "order": 2, "projection": "orthogonal"}
+    fixed = trained | {"trainable": False}
+    first = factory.cell("vision", "eugen_fixed", layer=fixed)
+    second = shift(factory.cell("vision", "eugen", layer=trained), 0.1)
+    other = factory.cell("vision", "eugen", layer=trained | {"order": 3})
     assert set(verdict(ledger([first, second]), "Trainable G beats")) == {"reproduced"}
     assert verdict(ledger([first, other]), "Trainable G beats") == ["open"]
