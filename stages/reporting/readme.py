@@ -6,7 +6,7 @@ from difflib import unified_diff
 from itertools import groupby
 from pathlib import Path
 
-from stages.reporting import text
+from stages.reporting import text, verdicts
 from stages.reporting.inputs import DENSE, ReportError, read_committed
 from stages.reporting.intervals import Interval, budgets, final_scores, mean_interval, scores
 from stages.reporting.ledger import ledger
@@ -54,7 +54,9 @@ def _task(task: str, rows: list[tuple[CellRecord, float]]) -> list[str]:
     if not replaced:
         return []
     largest, *others = sorted({budget for _, budget in replaced}, reverse=True)
-    lines = ["", _caption(task, replaced), "", *_table(dense + _at(replaced, largest))]
+    finding = verdicts.verdict([record for record, _ in _at(replaced, largest)], largest, "transfer")
+    lines = ["", _caption(task, replaced), "", escape(finding), ""]
+    lines += _table(dense + _at(replaced, largest))
     if others:
         lines += ["", "<details><summary>Smaller budgets</summary>", ""]
         lines += [*_table([row for budget in others for row in _at(replaced, budget)]), "", "</details>"]

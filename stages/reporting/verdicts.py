@@ -60,7 +60,7 @@ def headline(inputs: Inputs, task: str) -> list[str]:
     records = inputs.of_task(task)
     said = [_scope(inputs, records)]
     for budget in reversed(task_budgets(records)):
-        said += [_verdict(records, budget, stage) for stage in STAGES if _ranked(records, budget, stage)]
+        said += [verdict(records, budget, stage) for stage in STAGES if _ranked(records, budget, stage)]
         said += _speed(records, budget)
     return said
 
@@ -106,7 +106,7 @@ def _ranked(records: list[CellRecord], budget: float, stage: Stage) -> list[tupl
     return sorted(ranked, key=lambda pair: pair[0].mean, reverse=records[0].higher_is_better)
 
 
-def _verdict(records: list[CellRecord], budget: float, stage: Stage) -> str:
+def verdict(records: list[CellRecord], budget: float, stage: Stage) -> str:
     """The best mean, whether it differs from the runner-up and from dense, and how the EUGens do."""
     ranked = _ranked(records, budget, stage)
     mean, first = ranked[0]
