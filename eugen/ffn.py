@@ -124,6 +124,8 @@ class LayerConfig:
 
     budget: float | None = None
     name: ClassVar[str] = ""
+    needs_calibration: ClassVar[bool] = True
+    """Whether `fit` reads its stream; without, `replace` spares the forward passes."""
     registry: ClassVar[dict[str, type[LayerConfig]]] = {}
 
     def __init_subclass__(cls, *, name: str | None = None) -> None:

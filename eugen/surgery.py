@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class ReplacedSite:
         name: path of the new layer in the model.
         macs_ratio, params_ratio: the layer's inference MACs and stored weights over the dense block's.
         fit_r2: R² on held-out calibration tokens against the transfer's target, in the metric of the
-            norm that follows; None for an untrained layer.
+            norm that follows; None for an untrained layer or one that needs no calibration.
     """
 
     name: str
@@ -77,10 +78,11 @@ def replace(
         _check_size(config, site)
     student = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
-    if calibration is None:
+    if calibration is None or not config.needs_calibration:
+        make = config.build if calibration is None else partial(config.fit, data=())
         layers = []
         for site in sites:
-            layers.append(config.build(site.dense, generator=generator))
+            layers.append(make(site.dense, generator=generator))
             student = install(student, site, layers[-1])
         return Replacement(
             student, [_replaced(site, layer, None) for site, layer in zip(sites, layers, strict=True)]

@@ -77,7 +77,7 @@ class Transfer:
         train, held_out = _split(chunks)
         layer = config.fit(site.dense, train, generator=self.generator, output_weight=gamma)
         r2 = fit_quality(layer, held_out, gamma)
-        if refine_steps and any(p.requires_grad for p in layer.parameters()) and config.name != "dense":
+        if refine_steps and any(p.requires_grad for p in layer.parameters()):
             refined = refine(layer, train, steps=refine_steps, generator=self.generator, output_weight=gamma)
             refined_r2 = fit_quality(refined, held_out, gamma)
             if refined_r2 > r2:  # a diverged refinement never replaces the closed form

@@ -40,7 +40,7 @@ def run(project: Path, profile: str | None, engine: Engine, jobs: int | None) ->
 def main(
     profile: Annotated[str | None, typer.Option(help="A file of params/; else params.yaml as it is.")] = None,
     engine: Annotated[Engine, typer.Option(help="Prefect runs stages side by side.")] = Engine.prefect,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Stages at a time; default: the cores.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Stages at a time; default: cores + 1.")] = None,
     project: Annotated[Path, typer.Option(help="The clone to run.", file_okay=False, exists=True)] = Path(),
 ) -> None:
     """Run the benchmark. Exit codes: 0 all passed, 1 some failed, 2 wrong parameters, 130 stopped."""

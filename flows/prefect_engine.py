@@ -58,14 +58,15 @@ def benchmark(
 ) -> None:
     """Bring every stage of `project` up to date, `jobs` at a time, and the report whatever failed.
 
-    `jobs` is the number of cores unless given; `timeouts_s` overrides `TIMEOUT_S` by verb.
+    `jobs` is one more than the cores unless given: a stage that starts or ends waits more than it computes.
+    `timeouts_s` overrides `TIMEOUT_S` by verb.
     Raises `CellsFailed` if a stage failed, `WrongParameters` before any work.
     """
     folder = Path(project).resolve()
     with ready(folder, profile) as runner:
         outcome = plan(runner)
         with recorder(runner, outcome):
-            run_graph(runner, outcome, jobs or cores(), TIMEOUT_S | (timeouts_s or {}))
+            run_graph(runner, outcome, jobs or cores() + 1, TIMEOUT_S | (timeouts_s or {}))
         if rows := results.result_rows(folder):
             create_table_artifact(rows, key="benchmark-results", description=f"Pipeline run {runner.run_id}")
         finish(runner, outcome)

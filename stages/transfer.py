@@ -79,7 +79,7 @@ def transfer_unit(
         "budget": budget,
         "quality": measured.pop(task.quality_name),
         "extra": measured,
-        "fit_r2": [site.fit_r2 for site in result.sites],
+        "fit_r2": [site.fit_r2 for site in result.sites if site.fit_r2 is not None],
         "macs_ratio": [site.macs_ratio for site in result.sites],
         "seconds": seconds,
     }

@@ -19,6 +19,8 @@ class DenseConfig(LayerConfig, name="dense"):
         ValueError: any other budget.
     """
 
+    needs_calibration = False
+
     def __post_init__(self) -> None:
         if self.budget not in (None, 1):
             raise ValueError(f"budget={self.budget}: the dense block costs 1; use 'narrow' for a smaller one")

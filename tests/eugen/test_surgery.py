@@ -53,7 +53,7 @@ def test_the_dense_row_is_exact_to_the_bit(build, batches, call):
     for batch in batches():
         assert torch.equal(call(result.model, batch), call(model, batch))
     assert [(s.macs_ratio, s.params_ratio) for s in result.sites] == [(1.0, 1.0)] * len(result.sites)
-    assert [s.fit_r2 for s in result.sites] == pytest.approx([1.0] * len(result.sites), abs=1e-5)
+    assert {s.fit_r2 for s in result.sites} == {None}, "a copy needs no calibration, so nothing judged it"
 
 
 @every_model
