@@ -191,12 +191,17 @@ def seed_results(
 
 
 def flat_metrics(cell: record.CellRecord) -> dict[str, float]:
-    """A few numbers a cell is compared by, for `dvc metrics show` and MLflow."""
+    """A few numbers a cell is compared by, for `dvc metrics show` and MLflow.
+
+    Those of the first budget have plain names, so that a chart shows them beside the dense row's.
+    """
     flat: dict[str, float] = {}
+    prefixes = {cost.budget: f"b{cost.budget:g}." for cost in cell.costs}
+    prefixes[cell.costs[0].budget] = ""
     for cost in cell.costs:
         here = [seed for seed in cell.seeds if seed.budget == cost.budget]
         tuned = [seed.quality_finetuned for seed in here if seed.quality_finetuned is not None]
-        prefix = f"b{cost.budget:g}."
+        prefix = prefixes[cost.budget]
         flat[f"{prefix}{cell.quality_name}_transfer_only"] = math.fsum(
             s.quality_transfer_only for s in here
         ) / len(here)
@@ -205,7 +210,7 @@ def flat_metrics(cell: record.CellRecord) -> dict[str, float]:
         flat[f"{prefix}ffn_macs_ratio"] = cost.ffn_macs / cost.ffn_macs_dense
         flat[f"{prefix}params_ratio"] = cost.params / cost.params_dense
     for latency in cell.latencies:
-        flat[f"b{latency.budget:g}.batch{latency.batch}.speedup"] = latency.speedup
+        flat[f"{prefixes[latency.budget]}batch{latency.batch}.speedup"] = latency.speedup
     return flat
 
 

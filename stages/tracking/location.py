@@ -68,15 +68,17 @@ def _recall() -> dict[str, str]:
         return {}
 
 
-def comparison_link(base: str | None = None) -> str | None:
+def comparison_link(base: str | None = None, task: str | None = None) -> str | None:
     """Address of the chart view of all `profile` runs, dense and the rest side by side.
 
     `base` defaults to the tracking server, or to where `python -m stages.tracking.ui` listens.
+    `task` leaves the others out: MLflow draws ten runs at a time.
     None if nothing was tracked yet at the present MLFLOW_TRACKING_URI.
     """
     uri, memory = tracking_uri(), _recall()
     if memory.get("uri") != uri:
         return None
     base = base or (uri if is_server(uri) else f"http://{UI_HOST}:{UI_PORT}")
-    query = f"compareRunsMode=CHART&searchFilter={quote(_COMPARED, safe='')}"
+    chosen = _COMPARED if task is None else f"{_COMPARED} and tags.task = '{task}'"
+    query = f"compareRunsMode=CHART&searchFilter={quote(chosen, safe='')}"
     return f"{base.rstrip('/')}/#/experiments/{memory['experiment_id']}/runs?{query}"

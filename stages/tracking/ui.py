@@ -110,6 +110,9 @@ def serve(host: str, port: int) -> None:
     try:
         wait_until_healthy(server, host, port)
         print(f"MLflow:           {base}\ncompare methods:  {location.comparison_link(base)}")
+        for cell in sorted(Path("results/cells").glob("*-dense.json")):
+            task = cell.stem.removesuffix("-dense")
+            print(f"  {task}:  {location.comparison_link(base, task)}")
         print("ctrl-C stops the server", flush=True)
         if server.wait() != 0:
             raise RuntimeError(f"the MLflow server ended with status {server.returncode}; see {LOG}")
