@@ -44,7 +44,8 @@ def main(
     project: Annotated[Path, typer.Option(help="The clone to run.", file_okay=False, exists=True)] = Path(),
 ) -> None:
     """Run the benchmark. Exit codes: 0 all passed, 1 some failed, 2 wrong parameters, 130 stopped."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         run(project.resolve(), profile, engine, jobs)
     except WrongParameters as error:

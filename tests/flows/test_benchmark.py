@@ -71,7 +71,8 @@ def test_a_failing_cell_leaves_its_siblings_and_the_report(
 
 
 def test_wrong_parameters_stop_before_any_work(fresh: Toy):
-    (fresh.folder / "stages" / "params.py").write_text("raise SystemExit(2)")
+    (fresh.folder / "stages" / "__init__.py").touch()
+    (fresh.folder / "stages" / "validate.py").write_text("raise SystemExit(2)")
     (fresh.folder / "stages" / "__init__.py").touch()
     code, output = fresh.bench()
     assert code == 2 and fresh.calls() == [], output

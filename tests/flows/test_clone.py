@@ -68,6 +68,7 @@ def test_an_unknown_profile_names_the_known_ones(project: Path):
 @pytest.mark.parametrize(("code", "error"), [(2, WrongParameters), (1, RuntimeError)])
 def test_the_message_of_the_check_is_passed_on(project: Path, code: int, error: type[Exception]):
     (project / "stages").mkdir()
+    (project / "stages" / "__init__.py").touch()
     (project / "stages" / "validate.py").write_text(
         f"import sys\nprint('tasks.x: unknown', file=sys.stderr)\nsys.exit({code})"
     )
