@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -15,12 +14,17 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from stages import params, timings
 from stages.checkpoint import Progress, save_tensors
-from stages.models import RECORD_FILE, changed_tensors, dense_model, student_model, unit_name
+from stages.models import (
+    FINETUNED,
+    RECORD_FILE,
+    TRANSFERRED,
+    changed_tensors,
+    dense_model,
+    student_model,
+    unit_name,
+)
 from stages.tasks import Task, open_task
 from stages.tracking import Run, record, stage_run
-
-OUT = Path("artifacts/finetune")
-TRANSFERRED = Path("artifacts/transfer")
 
 
 def finetune(
@@ -33,7 +37,7 @@ def finetune(
     torch.set_num_threads(settings.run.threads)
     chosen = {"run": settings.run.model_dump(), "finetune": opened.settings.finetune.model_dump()}
     with stage_run("finetune", task=task, method=method, params=chosen) as run:
-        out = OUT / task / method
+        out = FINETUNED / task / method
         progress = Progress("finetune", task=task, method=method, params=chosen)
         dense = dense_model(opened)
         units = []

@@ -14,6 +14,8 @@ import eugen
 from eugen import LayerConfig
 from stages.tasks import BASELINE, Task
 
+TRANSFERRED, FINETUNED = Path("artifacts/transfer"), Path("artifacts/finetune")
+"""What the stages of those names leave, by task and method."""
 DENSE_FILE = "dense.safetensors"
 RECORD_FILE = "record.json"
 

@@ -16,13 +16,21 @@ from eugen.cost import ModelCost, model_cost
 from eugen.timing import compare, peak_bytes
 from stages import params, timings
 from stages.data.verify import sha256_file
-from stages.models import DENSE_FILE, RECORD_FILE, dense_model, read_json, student_model, unit_name
+from stages.models import (
+    DENSE_FILE,
+    FINETUNED,
+    RECORD_FILE,
+    TRANSFERRED,
+    dense_model,
+    read_json,
+    student_model,
+    unit_name,
+)
 from stages.params import Method, Params
 from stages.tasks import BASELINE, Task, open_task
 from stages.tracking import Run, environment, record, stage_run
 
 CELLS, METRICS = Path("results/cells"), Path("results/metrics")
-TRANSFERRED, FINETUNED = Path("artifacts/transfer"), Path("artifacts/finetune")
 
 
 def profile(
@@ -39,9 +47,9 @@ def profile(
         "method": {"layer": row.layer, **row.fields},
     }
     with stage_run("profile", task=task, method=method, params=chosen) as run:
-        dense = dense_model(opened)
         costs, latencies = [], []
         for budget in row.budgets(opened.settings.transfer.budgets):
+            dense = dense_model(opened)  # anew: timing casts it to the profiled dtype
             first = unit_name(opened.settings.transfer.seeds[0], budget)
             weights = load_file(TRANSFERRED / task / method / f"{first}.safetensors")
             student = student_model(dense, row.config(budget), weights)
@@ -122,10 +130,6 @@ def assemble(
     moved = read_json(TRANSFERRED / task.name / method.name / RECORD_FILE)
     tuned = read_json(FINETUNED / task.name / method.name / RECORD_FILE)
     here = environment.environment()
-    weights = {"dense": sha256_file(BASELINE / task.name / DENSE_FILE)}
-    for stage, folder in (("transfer", TRANSFERRED), ("finetune", FINETUNED)):
-        for path in sorted((folder / task.name / method.name).glob("*.safetensors")):
-            weights[f"{stage}.{path.stem}"] = sha256_file(path)
     times = {
         stage: timings.read(stage, task.name, None if stage in ("prepare", "baseline") else method.name)
         for stage in ("prepare", "baseline", "transfer", "finetune")
@@ -153,10 +157,19 @@ def assemble(
         train_seconds_dense=times["baseline"]["train"],
         environment=here,
         data_sha256=base["data_sha256"],
-        weights_sha256=weights,
+        weights_sha256=weight_hashes(task.name, method.name),
         stage_overhead_seconds={stage: took["overhead"] for stage, took in times.items()}
         | {"profile": overhead},
     )
+
+
+def weight_hashes(task: str, method: str) -> dict[str, str]:
+    """SHA-256 of every network behind a cell: the dense one, and each unit by its stage."""
+    hashes = {"dense": sha256_file(BASELINE / task / DENSE_FILE)}
+    for stage, folder in (("transfer", TRANSFERRED), ("finetune", FINETUNED)):
+        for path in sorted((folder / task / method).glob("*.safetensors")):
+            hashes[f"{stage}.{path.stem}"] = sha256_file(path)
+    return hashes
 
 
 def seed_results(

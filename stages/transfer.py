@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -13,12 +12,10 @@ from torch import Tensor, nn
 import eugen
 from stages import params, timings
 from stages.checkpoint import Progress, save_tensors
-from stages.models import RECORD_FILE, changed_tensors, dense_model, unit_name
+from stages.models import RECORD_FILE, TRANSFERRED, changed_tensors, dense_model, unit_name
 from stages.params import Method
 from stages.tasks import Task, open_task
 from stages.tracking import Run, record, stage_run
-
-OUT = Path("artifacts/transfer")
 
 
 def transfer(
@@ -35,7 +32,7 @@ def transfer(
         "method": {"layer": row.layer, **row.fields},
     }
     with stage_run("transfer", task=task, method=method, params=chosen) as run:
-        out = OUT / task / method
+        out = TRANSFERRED / task / method
         progress = Progress("transfer", task=task, method=method, params=chosen)
         dense = dense_model(opened)
         units = []
