@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from eugen import least_squares
+from eugen.refine import refine
 from eugen.shapes import Float
 
 TokenStream = Iterable[tuple[Tensor, Tensor, Tensor | None]]
@@ -25,27 +26,41 @@ TokenStream = Iterable[tuple[Tensor, Tensor, Tensor | None]]
 
 
 class FFNLayer(nn.Module):
-    """A block `y = readout(features(x))`: any map to features, then one linear map.
+    """A block: any map to features, then, in most layers, one linear map of them, the readout.
 
-    Subclasses provide `features` and `readout`, and override `forward` where a faster
-    equivalent form exists.
+    Subclasses provide `features`, and `readout` (None where nothing linear follows), and override
+    `forward` where a faster equivalent form exists. Matrix products go through `nn.Linear` submodules
+    where they can, so that another precision can take their place.
     """
 
     in_features: int
     out_features: int
-    readout: nn.Linear
+    readout: nn.Linear | None
 
     @abstractmethod
     def features(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch f"]:
         """Everything before the last linear map."""
 
+    def reference(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """The layer by its definition in evaluation mode; `forward` agrees with it and may be faster."""
+        features = self.features(x)
+        return features if self.readout is None else self.readout(features)
+
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        return self.readout(self.features(x))
+        return self.reference(x)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The dtype whose rounding bounds the result: the weights' own, or a lower one for the products."""
+        return next(iter((*self.parameters(), *self.buffers()))).dtype
 
     @property
     @abstractmethod
     def macs_per_token(self) -> int:
-        """Multiply-accumulates of all matrix products for one token; element-wise work is not counted."""
+        """Multiply-accumulates of all matrix products for one token in evaluation mode.
+
+        Element-wise work is not counted.
+        """
 
     def num_parameters(self) -> int:
         """Weights that a checkpoint stores: parameters and buffers."""
@@ -56,13 +71,16 @@ class FFNLayer(nn.Module):
         return self
 
     def fit_readout(self, data: TokenStream) -> None:
-        """Solve the last linear map in closed form (ridge) for these inputs and targets, in place."""
+        """Solve the last linear map, if there is one, in closed form (ridge) for these data, in place."""
+        if self.readout is None:
+            return
         weight, bias = least_squares.ridge((self.features(x), y, w) for x, y, w in data)
         self.set_readout(weight, bias)
 
     @torch.no_grad()
     def set_readout(self, weight: Float[Tensor, "d_out f"], bias: Float[Tensor, " d_out"]) -> None:
         """Copy a solved linear map (any float dtype) into the layer."""
+        assert self.readout is not None
         self.readout.weight.copy_(weight)
         self.readout.bias.copy_(bias)
 
@@ -88,10 +106,8 @@ class DenseFFN(FFNLayer):
         self.out_features = up.out_features if down is None else down.out_features
 
     @property
-    def readout(self) -> nn.Linear:
-        """The output matrix `down`."""
-        if self.down is None:
-            raise ValueError("a single feed-forward layer (down=None) has no output matrix")
+    def readout(self) -> nn.Linear | None:
+        """The output matrix `down`; None for a single feed-forward layer."""
         return self.down
 
     def features(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch h"]:
@@ -99,10 +115,6 @@ class DenseFFN(FFNLayer):
         if self.gate is None:
             return self.act(self.up(x))
         return self.act(self.gate(x)) * self.up(x)
-
-    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        hidden = self.features(x)
-        return hidden if self.down is None else self.down(hidden)
 
     @property
     def macs_per_token(self) -> int:
@@ -136,6 +148,11 @@ class LayerConfig:
         cls.name = name
         LayerConfig.registry[name] = cls
 
+    @property
+    def only_budget(self) -> float | None:
+        """The one budget at which this configuration makes sense, None where any will do."""
+        return None
+
     def __post_init__(self) -> None:
         if self.budget is not None and not 0 < self.budget <= 1:
             raise ValueError(f"budget={self.budget} must be in (0, 1]: a fraction of the dense block's MACs")
@@ -158,6 +175,38 @@ class LayerConfig:
         Args:
             output_weight: importance of each output dimension in the error, None for equal.
         """
+
+    def refine(
+        self,
+        layer: FFNLayer,
+        dense: DenseFFN,
+        data: Sequence[tuple[Tensor, Tensor, Tensor | None]],
+        *,
+        steps: int,
+        generator: torch.Generator,
+        output_weight: Float[Tensor, " d_out"] | None = None,
+    ) -> FFNLayer:
+        """A fitted layer after so many steps of local training; override to train in another way."""
+        return refine(layer, data, steps=steps, generator=generator, output_weight=output_weight)
+
+    def fit_and_refine(
+        self,
+        dense: DenseFFN,
+        data: Sequence[tuple[Tensor, Tensor, Tensor | None]],
+        *,
+        steps: int,
+        judge: Callable[[FFNLayer], float],
+        generator: torch.Generator,
+        output_weight: Float[Tensor, " d_out"] | None = None,
+    ) -> FFNLayer:
+        """`fit`, then `refine` for so many steps, kept only where `judge` (higher is better) prefers it."""
+        layer = self.fit(dense, data, generator=generator, output_weight=output_weight)
+        if not steps or not any(p.requires_grad for p in layer.parameters()):
+            return layer
+        refined = self.refine(
+            layer, dense, data, steps=steps, generator=generator, output_weight=output_weight
+        )
+        return refined if judge(refined) > judge(layer) else layer
 
     def size_for(
         self, dense: DenseFFN, per_unit: int, fixed: int = 0, *, unit: str, given: int | None = None
@@ -191,16 +240,20 @@ class LayerConfig:
             )
         return units
 
+    def require_ungated(self, dense: DenseFFN) -> None:
+        """Raise a ValueError for a gated block, naming the rows that take one."""
+        if dense.gate is not None:
+            raise ValueError(
+                f"layer {self.name!r} does not take gated blocks; use 'linear', 'narrow' or 'prune'"
+            )
+
     def require_plain_block(self, dense: DenseFFN) -> nn.Linear:
         """The block's output matrix.
 
         Raises:
             ValueError: the block is gated or has no output matrix.
         """
-        if dense.gate is not None:
-            raise ValueError(
-                f"layer {self.name!r} does not take gated blocks; use 'linear', 'narrow' or 'prune'"
-            )
+        self.require_ungated(dense)
         return self.require_down(dense)
 
     def require_down(self, dense: DenseFFN) -> nn.Linear:
@@ -229,6 +282,18 @@ def new_linear(
         for parameter in layer.parameters():
             parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
     return layer.to(like.dtype)
+
+
+def linear_of_parts(linear: nn.Module, parts: list[Float[Tensor, "t _"]]) -> Float[Tensor, "t d_out"]:
+    """`linear(cat(parts))` of 2-D parts without the copy that `cat` makes (up to 25 % at batch 1)."""
+    if type(linear) is not nn.Linear:
+        return linear(torch.cat(parts, dim=-1))
+    y, column = linear.bias, 0
+    for part in parts:
+        weight = linear.weight[:, column : column + part.shape[1]].T
+        y = part @ weight if y is None else torch.addmm(y, part, weight)
+        column += part.shape[1]
+    return y
 
 
 def copy_activation(act: nn.Module) -> nn.Module:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
-from eugen.ffn import FFNLayer
+if TYPE_CHECKING:
+    from eugen.ffn import FFNLayer
 
 PEAK_LEARNING_RATE = 3e-3
 BATCH_TOKENS = 1024

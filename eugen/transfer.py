@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from eugen.ffn import FFNLayer, LayerConfig
 from eugen.least_squares import ErrorMeter
-from eugen.refine import refine
 from eugen.sites import FFNSite
 
 HELD_OUT = 8
@@ -75,13 +74,15 @@ class Transfer:
         with _evaluating(student):
             chunks = list(self._chunks(student, site))
         train, held_out = _split(chunks)
-        layer = config.fit(site.dense, train, generator=self.generator, output_weight=gamma)
+        layer = config.fit_and_refine(
+            site.dense,
+            train,
+            steps=refine_steps,
+            judge=lambda candidate: fit_quality(candidate, held_out, gamma),
+            generator=self.generator,
+            output_weight=gamma,
+        )
         r2 = fit_quality(layer, held_out, gamma)
-        if refine_steps and any(p.requires_grad for p in layer.parameters()):
-            refined = refine(layer, train, steps=refine_steps, generator=self.generator, output_weight=gamma)
-            refined_r2 = fit_quality(refined, held_out, gamma)
-            if refined_r2 > r2:  # a diverged refinement never replaces the closed form
-                layer, r2 = refined, refined_r2
         if self.progress is not None:
             self.progress(
                 f"block {self.sites.index(site) + 1}/{len(self.sites)} {site.name}: held-out R² {r2:.4f}"

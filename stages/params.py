@@ -106,14 +106,16 @@ class Method:
     name: str
     layer: str
     fields: dict[str, Any]
+    """As in params.yaml; a layer inside a layer (`of`) is a mapping like the row's own."""
 
-    def config(self, budget: float) -> LayerConfig:
+    def config(self, budget: float | None) -> LayerConfig:
         """The layer's configuration at a budget."""
-        return eugen.layers()[self.layer](budget=budget, **self.fields)
+        return _config(self.layer, self.fields, budget)
 
     def budgets(self, wanted: list[float]) -> list[float]:
-        """The budgets to run; the dense block has one, 1."""
-        return [1.0] if self.layer == "dense" else wanted
+        """The budgets to run: those wanted, or the one that the layer has (the dense block costs 1)."""
+        only = self.config(None).only_budget
+        return wanted if only is None else [only]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,25 +165,45 @@ def validate(model: type[S], value: Any, where: str) -> S:
 
 
 def _method(name: str, fields: Any) -> Method:
-    fields = {} if fields is None else fields
+    fields = {"layer": name} if fields is None else fields
+    layer, checked = _layer(
+        f"methods.{name}", {"layer": name, **fields} if isinstance(fields, dict) else fields
+    )
+    try:
+        _config(layer, checked, None)
+    except ValueError as error:
+        raise ParamsError(f"methods.{name}: {error}") from None
+    return Method(name, layer, checked)
+
+
+def _layer(where: str, fields: Any) -> tuple[str, dict[str, Any]]:
+    """A layer's name and its fields, checked against its configuration's, layers inside it too."""
     if not isinstance(fields, dict):
-        raise ParamsError(
-            f"methods.{name} = {fields!r}: must be a mapping such as {{layer: eugen, order: 2}}"
-        )
+        raise ParamsError(f"{where} = {fields!r}: must be a mapping such as {{layer: eugen, order: 2}}")
     fields = dict(fields)
-    layer = fields.pop("layer", name)
+    layer = fields.pop("layer", None)
     known = eugen.layers()
     if layer not in [*known]:  # a list: the value may be anything, hashable or not
-        raise ParamsError(f"methods.{name}.layer = {layer!r}: unknown layer, use one of {', '.join(known)}")
+        raise ParamsError(f"{where}.layer = {layer!r}: unknown layer, use one of {', '.join(known)}")
     allowed = tuple(f.name for f in dataclasses.fields(known[layer]) if f.name != "budget")
-    _allow(fields, allowed, where=f"methods.{name}.")
+    _allow(fields, allowed, where=f"{where}.")
     types = get_type_hints(known[layer])
     for key, value in fields.items():
+        if types[key] is LayerConfig:
+            inner, checked = _layer(f"{where}.{key}", value)
+            fields[key] = {"layer": inner, **checked}
+            continue
         try:
             TypeAdapter(types[key]).validate_python(value, strict=True)
         except ValidationError as error:
-            raise ParamsError(_faults(error, f"methods.{name}.{key}")) from None
-    return Method(name, layer, fields)
+            raise ParamsError(_faults(error, f"{where}.{key}")) from None
+    return layer, fields
+
+
+def _config(layer: str, fields: dict[str, Any], budget: float | None) -> LayerConfig:
+    inner = {key: dict(value) for key, value in fields.items() if isinstance(value, dict)}
+    made = {key: _config(value.pop("layer"), value, None) for key, value in inner.items()}
+    return eugen.layers()[layer](budget=budget, **{**fields, **made})
 
 
 def _allow(value: dict[str, Any], allowed: tuple[str, ...], *, where: str, required: bool = False) -> None:

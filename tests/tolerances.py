@@ -23,8 +23,10 @@ def relative_rms(actual: Tensor, expected: Tensor) -> float:
     return float(error / size) if size > 0 else float(error)
 
 
-def assert_close(actual: Tensor, expected: Tensor, what: str = "tensors") -> None:
-    """Agreement as good as the coarser of the two dtypes allows."""
-    allowed = max(RELATIVE_RMS[actual.dtype], RELATIVE_RMS[expected.dtype])
+def assert_close(
+    actual: Tensor, expected: Tensor, what: str = "tensors", *, precision: torch.dtype = torch.float64
+) -> None:
+    """Agreement as good as the coarsest of the two dtypes and of the products' precision allows."""
+    allowed = max(RELATIVE_RMS[dtype] for dtype in (actual.dtype, expected.dtype, precision))
     error = relative_rms(actual, expected)
     assert error <= allowed, f"{what}: relative RMS error {error:.2e} is above {allowed:.0e}"

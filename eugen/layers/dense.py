@@ -25,8 +25,12 @@ class DenseConfig(LayerConfig, name="dense"):
         if self.budget not in (None, 1):
             raise ValueError(f"budget={self.budget}: the dense block costs 1; use 'narrow' for a smaller one")
 
+    @property
+    def only_budget(self) -> float | None:
+        return 1.0
+
     def build(self, dense: DenseFFN, *, generator: torch.Generator) -> DenseFFN:
-        layer = resized(dense, dense.hidden_features, generator=generator)
+        layer = new_block(dense, dense.hidden_features, whole=dense.down is not None, generator=generator)
         for built, own in zip(layer.children(), dense.children(), strict=True):
             if isinstance(own, torch.nn.Linear) and own.bias is None:
                 built.register_parameter("bias", None)
@@ -43,8 +47,15 @@ class DenseConfig(LayerConfig, name="dense"):
         return copy.deepcopy(dense)
 
 
-def resized(dense: DenseFFN, hidden_features: int, *, generator: torch.Generator) -> DenseFFN:
-    """A freshly initialised block of the same form with another number of neurons."""
+def new_block(
+    dense: DenseFFN, hidden_features: int, *, generator: torch.Generator, whole: bool = True
+) -> DenseFFN:
+    """A freshly initialised block of the same form with another number of neurons.
+
+    Args:
+        whole: with an output matrix, also where the block has none: a single feed-forward layer then
+            becomes a narrow block onto its outputs.
+    """
     like = dense.up.weight
 
     def linear(in_features: int, out_features: int) -> torch.nn.Linear:
@@ -53,12 +64,12 @@ def resized(dense: DenseFFN, hidden_features: int, *, generator: torch.Generator
     return DenseFFN(
         up=linear(dense.in_features, hidden_features),
         act=copy_activation(dense.act),
-        down=None if dense.down is None else linear(hidden_features, dense.out_features),
+        down=linear(hidden_features, dense.out_features) if whole else None,
         gate=None if dense.gate is None else linear(dense.in_features, hidden_features),
     )
 
 
 def hidden_for_budget(config: LayerConfig, dense: DenseFFN, given: int | None) -> int:
     """How many neurons of the block's own form the budget buys, or the number given."""
-    per_neuron = dense.macs_per_token // dense.hidden_features
+    per_neuron = dense.in_features * (1 if dense.gate is None else 2) + dense.out_features
     return config.size_for(dense, per_neuron, unit="hidden_features", given=given)

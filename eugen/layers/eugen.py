@@ -42,6 +42,7 @@ class EUGen(FFNLayer):
     weight: Tensor
     bias: Tensor | None
     norm: Tensor | None
+    readout: nn.Linear
     down: nn.Linear | None
 
     def __init__(self, config: EUGenConfig, rows: Rows, readout: nn.Linear, down: nn.Linear | None) -> None:

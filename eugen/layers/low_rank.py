@@ -12,28 +12,34 @@ from eugen.shapes import Float
 
 
 class LowRankFFN(FFNLayer):
-    """`y = U2 V2 act(U1 V1 x + b1) + b2`, both factors of rank r."""
+    """`y = U2 V2 act(U1 V1 x + b1) + b2`; for a single layer `y = act(U1 V1 x + b1)`."""
 
-    def __init__(self, v1: nn.Linear, u1: nn.Linear, act: nn.Module, v2: nn.Linear, u2: nn.Linear) -> None:
+    def __init__(
+        self, v1: nn.Linear, u1: nn.Linear, act: nn.Module, v2: nn.Linear | None, u2: nn.Linear | None
+    ) -> None:
         super().__init__()
         self.v1, self.u1, self.act, self.v2, self.readout = v1, u1, act, v2, u2
-        self.in_features, self.out_features = v1.in_features, u2.out_features
+        self.in_features, self.out_features = v1.in_features, (u2 or u1).out_features
 
     def hidden(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch h"]:
         """The neurons behind the first pair of factors."""
         return self.act(self.u1(self.v1(x)))
 
     def features(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch r"]:
-        return self.v2(self.hidden(x))
+        hidden = self.hidden(x)
+        return hidden if self.v2 is None else self.v2(hidden)
 
     @property
     def macs_per_token(self) -> int:
-        return sum(m.in_features * m.out_features for m in (self.v1, self.u1, self.v2, self.readout))
+        factors = (self.v1, self.u1, self.v2, self.readout)
+        return sum(m.in_features * m.out_features for m in factors if m is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankConfig(LayerConfig, name="low_rank"):
     """Truncated SVD of W1 and W2; the last factor is solved by least squares, as in every row.
+
+    A single layer (`down=None`) has only W1: its activation stands behind the factors, and nothing is solved.
 
     Args:
         rank: r of both pairs of factors; None derives it from `budget`.
@@ -42,9 +48,11 @@ class LowRankConfig(LayerConfig, name="low_rank"):
     rank: int | None = None
 
     def build(self, dense: DenseFFN, *, generator: torch.Generator) -> LowRankFFN:
-        self.require_plain_block(dense)
-        d, h, out, like = dense.in_features, dense.hidden_features, dense.out_features, dense.up.weight
-        rank = self.size_for(dense, d + 2 * h + out, unit="rank", given=self.rank)
+        self.require_ungated(dense)
+        d, h, like = dense.in_features, dense.hidden_features, dense.up.weight
+        out = None if dense.down is None else dense.out_features
+        per_rank = d + h + (0 if out is None else h + out)
+        rank = self.size_for(dense, per_rank, unit="rank", given=self.rank)
 
         def linear(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
             return new_linear(n_in, n_out, like=like, generator=generator, bias=bias)
@@ -53,8 +61,8 @@ class LowRankConfig(LayerConfig, name="low_rank"):
             v1=linear(d, min(rank, d, h), bias=False),
             u1=linear(min(rank, d, h), h),
             act=copy_activation(dense.act),
-            v2=linear(h, min(rank, h, out), bias=False),
-            u2=linear(min(rank, h, out), out),
+            v2=None if out is None else linear(h, min(rank, h, out), bias=False),
+            u2=None if out is None else linear(min(rank, h, out), out),
         )
 
     def fit(
@@ -67,7 +75,8 @@ class LowRankConfig(LayerConfig, name="low_rank"):
     ) -> LowRankFFN:
         layer = self.build(dense, generator=generator)
         set_factors(layer.v1, layer.u1, dense.up, whitening=None)
-        set_factors(layer.v2, layer.readout, self.require_plain_block(dense), whitening=None)
+        if dense.down is not None and layer.v2 is not None and layer.readout is not None:
+            set_factors(layer.v2, layer.readout, dense.down, whitening=None)
         layer.fit_readout(data)
         return layer
 

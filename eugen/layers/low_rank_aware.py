@@ -23,6 +23,7 @@ class LowRankAwareConfig(LayerConfig, name="low_rank_aware"):
     rank: int | None = None
 
     def build(self, dense: DenseFFN, *, generator: torch.Generator) -> LowRankFFN:
+        self.require_ungated(dense)
         return LowRankConfig(budget=self.budget, rank=self.rank).build(dense, generator=generator)
 
     def fit(
@@ -33,10 +34,10 @@ class LowRankAwareConfig(LayerConfig, name="low_rank_aware"):
         generator: torch.Generator,
         output_weight: Tensor | None = None,
     ) -> LowRankFFN:
-        down = self.require_plain_block(dense)
         layer = self.build(dense, generator=generator)
         set_factors(layer.v1, layer.u1, dense.up, whitening=_moment_root(data, lambda x: x))
-        set_factors(layer.v2, layer.readout, down, whitening=_moment_root(data, layer.hidden))
+        if dense.down is not None and layer.v2 is not None and layer.readout is not None:
+            set_factors(layer.v2, layer.readout, dense.down, whitening=_moment_root(data, layer.hidden))
         layer.fit_readout(data)
         return layer
 

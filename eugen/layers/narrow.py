@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eugen.ffn import DenseFFN, LayerConfig, TokenStream
-from eugen.layers.dense import hidden_for_budget, resized
+from eugen.layers.dense import hidden_for_budget, new_block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,8 @@ class NarrowConfig(LayerConfig, name="narrow"):
     hidden_features: int | None = None
 
     def build(self, dense: DenseFFN, *, generator: torch.Generator) -> DenseFFN:
-        self.require_down(dense)
         hidden = hidden_for_budget(self, dense, self.hidden_features)
-        return resized(dense, hidden, generator=generator)
+        return new_block(dense, hidden, generator=generator)
 
     def fit(
         self,

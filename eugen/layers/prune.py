@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from eugen.features import neuron_scores, strongest
 from eugen.ffn import DenseFFN, LayerConfig, TokenStream
-from eugen.layers.dense import hidden_for_budget, resized
+from eugen.layers.dense import hidden_for_budget, new_block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +22,9 @@ class PruneConfig(LayerConfig, name="prune"):
 
     hidden_features: int | None = None
 
-    def _size(self, dense: DenseFFN) -> int:
-        self.require_down(dense)
-        return hidden_for_budget(self, dense, self.hidden_features)
-
     def build(self, dense: DenseFFN, *, generator: torch.Generator) -> DenseFFN:
-        return resized(dense, self._size(dense), generator=generator)
+        hidden = hidden_for_budget(self, dense, self.hidden_features)
+        return new_block(dense, hidden, generator=generator)
 
     def fit(
         self,

@@ -25,8 +25,9 @@ def config_of(name: str, budget: float = BUDGET) -> LayerConfig:
 
 
 def fitted(name: str, dense: eugen.DenseFFN, *, budget: float = BUDGET, count: int = 2000) -> FFNLayer:
+    """The layer after its closed form, in evaluation mode."""
     data = stream(dense, tokens(count, dense.in_features, dtype=dense.up.weight.dtype))
-    return config_of(name, budget).fit(dense, data, generator=generator())
+    return config_of(name, budget).fit(dense, data, generator=generator()).eval()
 
 
 def unless_refused(attempt: Callable[[], Any], *words: str) -> Any:

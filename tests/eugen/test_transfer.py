@@ -10,7 +10,7 @@ from torch import nn
 import eugen
 from eugen import EUGenConfig, LinearConfig, NarrowConfig, PruneConfig, replace, transfer
 from eugen.ffn import DenseFFN
-from eugen.layers.dense import resized
+from eugen.layers.dense import new_block
 from eugen.least_squares import RIDGE
 from eugen.refine import refine
 from eugen.surgery import install
@@ -91,13 +91,13 @@ def test_refinement_helps_where_rows_can_learn():
 
 @pytest.mark.parametrize("spoil", [torch.nan, 1e3])
 def test_a_diverged_refinement_is_thrown_away(monkeypatch, spoil):
-    def diverged(layer, data, **_):
-        layer = resized(layer, layer.hidden_features, generator=generator())
+    def diverged(config, layer, *_, **__):
+        layer = new_block(layer, layer.hidden_features, generator=generator())
         with torch.no_grad():
             layer.down.bias.fill_(spoil)
         return layer
 
-    monkeypatch.setattr(transfer, "refine", diverged)
+    monkeypatch.setattr(NarrowConfig, "refine", diverged)
     model, options = chain(12, 48), {"calibration": vectors(), "seed": 3}
     plain, kept = (replace(model, NarrowConfig(budget=0.3), **options, refine_steps=n) for n in (0, 5))
     assert torch.equal(plain.model(vectors()[0]), kept.model(vectors()[0]))
@@ -111,7 +111,7 @@ def test_refine_copies_and_solves_the_readout_last():
     before = {key: value.clone() for key, value in layer.state_dict().items()}
     refined = refine(layer, data, steps=5, generator=generator())
     assert all(torch.equal(before[key], value) for key, value in layer.state_dict().items())
-    again = resized(refined, refined.hidden_features, generator=generator())
+    again = new_block(refined, refined.hidden_features, generator=generator())
     again.load_state_dict(refined.state_dict())
     again.fit_readout(data)
     assert torch.equal(again.down.weight, refined.down.weight)
