@@ -1,6 +1,6 @@
 """Cheap feed-forward layers that keep the quality of the dense ones, on any PyTorch model."""
 
-from eugen.ffn import DenseFFN, FFNLayer, LayerConfig
+from eugen.ffn import DenseFFN, FFNLayer, LayerConfig, UnsuitableBlock
 from eugen.layers import layers
 from eugen.layers.dense import DenseConfig
 from eugen.layers.eugen import EUGenConfig
@@ -29,6 +29,7 @@ __all__ = [
     "ReplacedSite",
     "Replacement",
     "SNNKConfig",
+    "UnsuitableBlock",
     "find_ffns",
     "layers",
     "register_site",

@@ -25,6 +25,10 @@ TokenStream = Iterable[tuple[Tensor, Tensor, Tensor | None]]
 """Re-iterable chunks `(x [T, in], y [T, out], weight [T] or None)` of a layer's inputs and targets."""
 
 
+class UnsuitableBlock(ValueError):
+    """A method cannot take this form of block (gated, without output matrix) at any size."""
+
+
 class FFNLayer(nn.Module):
     """A block: any map to features, then, in most layers, one linear map of them, the readout.
 
@@ -241,9 +245,9 @@ class LayerConfig:
         return units
 
     def require_ungated(self, dense: DenseFFN) -> None:
-        """Raise a ValueError for a gated block, naming the rows that take one."""
+        """Raise UnsuitableBlock for a gated block, naming the rows that take one."""
         if dense.gate is not None:
-            raise ValueError(
+            raise UnsuitableBlock(
                 f"layer {self.name!r} does not take gated blocks; use 'linear', 'narrow' or 'prune'"
             )
 
@@ -251,7 +255,7 @@ class LayerConfig:
         """The block's output matrix.
 
         Raises:
-            ValueError: the block is gated or has no output matrix.
+            UnsuitableBlock: the block is gated or has no output matrix.
         """
         self.require_ungated(dense)
         return self.require_down(dense)
@@ -260,10 +264,10 @@ class LayerConfig:
         """The block's output matrix.
 
         Raises:
-            ValueError: the block has none.
+            UnsuitableBlock: the block has none.
         """
         if dense.down is None:
-            raise ValueError(
+            raise UnsuitableBlock(
                 f"layer {self.name!r} replaces whole blocks; this one has no output matrix (down=None)"
             )
         return dense.down

@@ -132,7 +132,7 @@ def _check_size(config: LayerConfig, site: FFNSite) -> None:
     try:
         config.build(copy.deepcopy(site.dense).to("meta"), generator=torch.Generator())
     except ValueError as error:
-        raise ValueError(f"block {site.name or '(the model itself)'}: {error}") from error
+        raise type(error)(f"block {site.name or '(the model itself)'}: {error}") from error
 
 
 def _replaced(site: FFNSite, layer: FFNLayer, r2: float | None) -> ReplacedSite:
