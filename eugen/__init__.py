@@ -1,37 +1,67 @@
 """Cheap feed-forward layers that keep the quality of the dense ones, on any PyTorch model."""
 
-from eugen.ffn import DenseFFN, FFNLayer, LayerConfig, UnsuitableBlock
+from eugen.bundle import bundle, merge, merge_linear
+from eugen.config import BudgetTooSmall, LayerConfig, UnsuitableBlock
+from eugen.ffn import DenseFFN, FFNLayer
 from eugen.layers import layers
+from eugen.layers.bf16 import Bf16Config
+from eugen.layers.block_dense import BlockDenseConfig
+from eugen.layers.block_shuffle import BlockShuffleConfig
 from eugen.layers.dense import DenseConfig
+from eugen.layers.dlrt import DLRTConfig
 from eugen.layers.eugen import EUGenConfig
+from eugen.layers.fff import FFFConfig
+from eugen.layers.ffsplit import FFSplitConfig
+from eugen.layers.int8 import Int8Config
 from eugen.layers.linear import LinearConfig
 from eugen.layers.low_rank import LowRankConfig
 from eugen.layers.low_rank_aware import LowRankAwareConfig
+from eugen.layers.moe import MoEConfig
 from eugen.layers.narrow import NarrowConfig
+from eugen.layers.narrow_gated import NarrowGatedConfig
 from eugen.layers.prune import PruneConfig
 from eugen.layers.snnk import SNNKConfig
+from eugen.polynomials import Polynomial, bernstein, fit_polynomial
+from eugen.self_guided import SelfGuided
 from eugen.sites import FFNParts, FFNSite, find_ffns, register_site
 from eugen.surgery import ReplacedSite, Replacement, replace
 
 __all__ = [
+    "Bf16Config",
+    "BlockDenseConfig",
+    "BlockShuffleConfig",
+    "BudgetTooSmall",
+    "DLRTConfig",
     "DenseConfig",
     "DenseFFN",
     "EUGenConfig",
+    "FFFConfig",
     "FFNLayer",
     "FFNParts",
     "FFNSite",
+    "FFSplitConfig",
+    "Int8Config",
     "LayerConfig",
     "LinearConfig",
     "LowRankAwareConfig",
     "LowRankConfig",
+    "MoEConfig",
     "NarrowConfig",
+    "NarrowGatedConfig",
+    "Polynomial",
     "PruneConfig",
     "ReplacedSite",
     "Replacement",
     "SNNKConfig",
+    "SelfGuided",
     "UnsuitableBlock",
+    "bernstein",
+    "bundle",
     "find_ffns",
+    "fit_polynomial",
     "layers",
+    "merge",
+    "merge_linear",
     "register_site",
     "replace",
 ]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from eugen.ffn import FFNLayer
+from eugen.parts import grouped
 from eugen.sites import find_ffns
 
 
@@ -33,10 +33,27 @@ class ModelCost:
     ffn_macs: int
 
 
+def _product_flops(a: torch.Size, b: torch.Size, *_: object, **__: object) -> int:
+    """Of a product, plain or grouped: each row of a two-dimensional side meets one group only."""
+    return 2 * a[-2] * a[-1] * b[-1] * (a[0] if len(a) == len(b) == 3 else 1)
+
+
+UNCOUNTED_BY_TORCH = {
+    torch.ops.aten._int_mm: _product_flops,
+    torch.ops.aten._grouped_mm: _product_flops,
+    grouped.PRODUCT: _product_flops,
+    grouped.OUTER_PRODUCT: lambda a, b, *_, **__: 2 * a[0] * a[1] * b[1],
+}
+"""Operators that torch's FLOP counter does not know, and their FLOPs (its `custom_mapping`)."""
+
+
 def count_macs(function: Callable[[], Any]) -> int:
-    """Multiply-accumulates of the matrix products inside a call, as torch counts them."""
+    """Multiply-accumulates of the matrix products inside a call without gradients."""
+    from torch.utils.flop_counter import FlopCounterMode  # loads Triton, half a second
+
     # The counter does not know the CPU's fused attention; the plain one is made of products that it counts.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    counting = FlopCounterMode(display=False, custom_mapping=UNCOUNTED_BY_TORCH)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counting as counter:
         function()
     return counter.get_total_flops() // 2
 

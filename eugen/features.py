@@ -5,6 +5,7 @@ Rows act on the augmented input x⁺ = [x ; 1 ; ‖x‖]: a weight row, a bias e
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,17 +16,50 @@ from torch import Tensor, nn
 from eugen.ffn import DenseFFN, TokenStream
 from eugen.shapes import Float
 
-RANDOM_PROJECTIONS = ("gaussian", "rademacher", "orthogonal")
+RANDOM_PROJECTIONS = ("gaussian", "rademacher", "orthogonal", "orthogonal_chi")
 PROJECTIONS = (*RANDOM_PROJECTIONS, "teacher", "learned")
 """`learned` starts at Gaussian rows and is always trained; `teacher` starts at rows of the dense layer."""
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+SHARING = ("independent", "shared", "powers")
+"""Rows of a feature's factors: each order's own, those of the order below and one more, or one alone."""
+
+
+class Exp(nn.Module):
+    """`exp(z)`."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.exp()
+
+
+class Univariate(nn.Module):
+    """A learnable function per feature, `a gelu(z) + b z + c z²` (KAN, arXiv 2404.19756); starts at GELU."""
+
+    def __init__(self, features: int = 1) -> None:
+        super().__init__()
+        self.gelu = nn.Parameter(torch.ones(features))
+        self.linear = nn.Parameter(torch.zeros(features))
+        self.square = nn.Parameter(torch.zeros(features))
+
+    def forward(self, z: Float[Tensor, "*batch f"]) -> Float[Tensor, "*batch f"]:
+        return self.gelu * nn.functional.gelu(z) + (self.linear + self.square * z) * z
+
+
+FIXED_ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
     "relu": nn.ReLU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "softplus": nn.Softplus,
     "tanh": nn.Tanh,
+    "exp": Exp,
 }
+ACTIVATIONS = FIXED_ACTIVATIONS | {"univariate": Univariate, "rbf": Exp}
+"""Element-wise functions Φ of the features. `rbf` is exp(−‖x − c‖²/2s²): of rows made by `rbf_rows`, less
+‖x‖²/2s²."""
+
+
+def new_activation(name: str, features: int) -> nn.Module:
+    """One of `ACTIVATIONS` for so many features."""
+    return Univariate(features) if name == "univariate" else ACTIVATIONS[name]()
 
 
 @dataclass(frozen=True)
@@ -37,16 +71,23 @@ class Rows:
     norm: Float[Tensor, " p"]
 
 
-def orthogonal_rows(rows: int, columns: int, *, generator: torch.Generator) -> Float[Tensor, "rows columns"]:
-    """Rows of independent Haar-orthogonal blocks, scaled by √columns so that E[g gᵀ] = I.
+def orthogonal_rows(
+    rows: int, columns: int, *, generator: torch.Generator, chi: bool = False
+) -> Float[Tensor, "rows columns"]:
+    """Rows of independent Haar-orthogonal blocks, scaled so that E[g gᵀ] = I.
 
     Unscaled orthonormal rows would shrink an order-i feature's mean by columns^(−i).
+
+    Args:
+        chi: scale each row by a chi variable, the length of a Gaussian row, instead of by √columns.
     """
-    blocks = []
-    for _ in range(math.ceil(rows / columns)):
-        q, r = torch.linalg.qr(torch.randn(columns, columns, generator=generator, dtype=torch.float64))
-        blocks.append(q * r.diagonal().sign())  # the sign makes Q Haar-distributed
-    return torch.cat(blocks)[:rows].mul(math.sqrt(columns)).float()
+    shape = (math.ceil(rows / columns), columns, columns)
+    q, r = torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64))
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # the sign makes Q Haar-distributed
+    length = math.sqrt(columns)
+    if chi:
+        length = torch.randn(shape, generator=generator, dtype=torch.float64).norm(dim=-1, keepdim=True)
+    return (q * length).flatten(0, 1)[:rows].float()
 
 
 def random_rows(
@@ -61,8 +102,8 @@ def random_rows(
         return torch.randn(rows, columns, generator=generator)
     if kind == "rademacher":
         return torch.randint(0, 2, (rows, columns), generator=generator).float().mul_(2).sub_(1)
-    if kind == "orthogonal":
-        return orthogonal_rows(rows, columns, generator=generator)
+    if kind in ("orthogonal", "orthogonal_chi"):
+        return orthogonal_rows(rows, columns, generator=generator, chi=kind == "orthogonal_chi")
     raise ValueError(f"projection={kind!r} is not random: use one of {', '.join(RANDOM_PROJECTIONS)}")
 
 
@@ -133,15 +174,57 @@ def strongest(scores: Float[Tensor, " h"], count: int) -> Tensor:
     return scores.topk(count).indices
 
 
-def teacher_projection(dense: DenseFFN, indices: Tensor) -> Rows:
-    """Rows and biases of the dense layer; the norm slot of a weight is 0."""
-    weight = dense.up.weight.detach()[indices].float()
-    bias = (
-        dense.up.bias.detach()[indices].float()
-        if dense.up.bias is not None
-        else weight.new_zeros(len(weight))
-    )
-    return Rows(weight=weight, bias=bias, norm=torch.zeros_like(bias))
+def teacher_factors(dense: DenseFFN, order: int, lowest: int, sharing: str) -> list[tuple[nn.Linear, int]]:
+    """Per group of m rows the matrix and which m neurons, counted from the strongest, it is taken from.
+
+    A gated block is itself a product: its factors alternate between gate and up rows of one neuron.
+    """
+    groups = projection_groups(order, lowest, sharing)
+    if dense.gate is None:
+        return [(dense.up, group) for group in range(groups)]
+    positions = list(range(groups))
+    if sharing == "independent":
+        positions = [position for i in range(lowest, order + 1) for position in range(i)]
+    return [(dense.up if position % 2 else dense.gate, position // 2) for position in positions]
+
+
+def neurons_per_feature(factors: list[tuple[nn.Linear, int]]) -> int:
+    """How many neurons the groups of `teacher_factors` take for each of the m features."""
+    return 1 + max(place for _, place in factors)
+
+
+def teacher_projection(
+    dense: DenseFFN,
+    data: TokenStream,
+    m: int,
+    factors: list[tuple[nn.Linear, int]],
+    output_weight: Float[Tensor, " d_out"] | None = None,
+) -> Rows:
+    """Rows and biases of the dense layer's strongest neurons; the norm slot of a weight is 0.
+
+    Args:
+        factors: where each group of m rows is taken from, see `teacher_factors`.
+    """
+    best = strongest(neuron_scores(dense, data, output_weight), neurons_per_feature(factors) * m)
+    weights, biases = [], []
+    for linear, place in factors:
+        chosen = best[place * m : (place + 1) * m]
+        weights.append(linear.weight.detach()[chosen].float())
+        zeros = weights[-1].new_zeros(m)
+        biases.append(zeros if linear.bias is None else linear.bias.detach()[chosen].float())
+    bias = torch.cat(biases)
+    return Rows(weight=torch.cat(weights), bias=bias, norm=torch.zeros_like(bias))
+
+
+def rbf_rows(rows: Rows, input_rms: float) -> Rows:
+    """Rows of `exp(−‖x − c‖²/2s²)`: `c/s²`, with the bias −‖c‖²/2s².
+
+    Centres lie along the given rows at the inputs' distance from the origin, r; s² = r²/2, so that the
+    exponent is −‖x − c‖²/r² (scikit-learn's default width for inputs of unit variance).
+    """
+    centres = nn.functional.normalize(rows.weight.double(), dim=-1) * input_rms
+    bias = torch.full_like(centres[:, 0], -1.0)
+    return Rows(weight=centres * (2 / input_rms**2), bias=bias, norm=torch.zeros_like(bias))
 
 
 def product_features(
@@ -162,6 +245,23 @@ def product_features(
             features.append(running)
         return features[lowest - 1 :]
     return [_product(parts.pop(0) for _ in range(i)) for i in range(lowest, order + 1)]
+
+
+def products_in_place(
+    z: Float[Tensor, "t p"], order: int, lowest: int, sharing: str
+) -> Float[Tensor, "t f"] | None:
+    """`product_features` side by side, written over z without a copy; None where z holds no room for that."""
+    if sharing == "powers":
+        return None if lowest < order else z.pow_(order) if order > 1 else z
+    parts = z.chunk(projection_groups(order, lowest, sharing), dim=-1)
+    if sharing == "shared" and lowest == 1:
+        for below, part in itertools.pairwise(parts):
+            part.mul_(below)
+        return z
+    if sharing == "independent" and order == 2:
+        parts[-2].mul_(parts[-1])
+        return z[:, : z.shape[1] - parts[-1].shape[1]]
+    return None
 
 
 def _product(factors: Iterable[Tensor]) -> Tensor:

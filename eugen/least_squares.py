@@ -6,7 +6,7 @@ one chunk and one Gram matrix, whatever the number of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ RIDGE = 1e-4
 RIDGE_FEW_TOKENS = 1e-1
 """Relative ridge below `FEW_TOKENS_PER_FEATURE` tokens per feature."""
 FEW_TOKENS_PER_FEATURE = 2
+HELD_OUT = 8
+"""One token in so many, at the end of each chunk, is held out to judge a fit."""
 
 
 class Moments:
@@ -151,3 +153,16 @@ class ErrorMeter:
             importance = self._output_weight.double()
             spread, error = spread * importance, error * importance
         return float(1 - error.sum() / spread.sum())
+
+
+def fit_quality(
+    layer: Callable[[Tensor], Tensor],
+    data: Iterable[tuple[Tensor, Tensor, Tensor | None]],
+    output_weight: Float[Tensor, " d"] | None = None,
+) -> float:
+    """Weighted R² of a layer over a stream of `(x, target, token weight)`."""
+    meter = ErrorMeter(output_weight)
+    with torch.no_grad():
+        for x, y, weight in data:
+            meter.add(layer(x), y, weight)
+    return meter.r2()

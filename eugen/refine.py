@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 if TYPE_CHECKING:
@@ -17,7 +17,64 @@ PEAK_LEARNING_RATE = 3e-3
 BATCH_TOKENS = 1024
 
 
+class LocalLoss:
+    """A layer's own weighted squared error on random batches of its inputs and targets.
+
+    In units of the target's spread, so that one learning rate fits every block.
+
+    Args:
+        data: chunks `(x, target, token weight)`, held in memory.
+        output_weight: importance of each output dimension `[out]`.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[tuple[Tensor, Tensor, Tensor | None]],
+        *,
+        generator: torch.Generator,
+        output_weight: Tensor | None = None,
+    ) -> None:
+        self.x, self.y = torch.cat([c[0] for c in data]), torch.cat([c[1] for c in data])
+        weight = None if data[0][2] is None else torch.cat([c[2] for c in data if c[2] is not None])
+        self.weight = None if weight is None else weight / weight.mean()
+        importance = torch.ones_like(self.y[0]) if output_weight is None else output_weight.to(self.y.dtype)
+        self.importance = importance / (importance * self.y.var(0)).sum()
+        self.generator = generator
+
+    def draw(self) -> Tensor:
+        """Indices of the next batch's tokens."""
+        count = len(self.x)
+        rows = torch.randint(count, (min(BATCH_TOKENS, count),), generator=self.generator)
+        return rows.to(self.x.device)
+
+    def __call__(self, layer: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """The mean error of the layer on these tokens."""
+        error = ((layer(self.x[rows]) - self.y[rows]).square() * self.importance).sum(-1)
+        return (error if self.weight is None else error * self.weight[rows]).mean()
+
+
 @torch.enable_grad()
+def train(
+    module: nn.Module,
+    loss: LocalLoss,
+    *,
+    steps: int,
+    peak_learning_rate: float = PEAK_LEARNING_RATE,
+    after_step: Callable[[], None] | None = None,
+) -> None:
+    """So many steps of Adam with a one-cycle learning rate, in place; no gradient of the network."""
+    optimiser = torch.optim.Adam(module.parameters(), lr=peak_learning_rate)
+    schedule = OneCycleLR(optimiser, max_lr=peak_learning_rate, total_steps=max(2, steps))
+    for _ in range(steps):
+        value = loss(module, loss.draw())
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        optimiser.step()
+        schedule.step()
+        if after_step is not None:
+            after_step()
+
+
 def refine(
     layer: FFNLayer,
     data: Sequence[tuple[Tensor, Tensor, Tensor | None]],
@@ -27,31 +84,14 @@ def refine(
     output_weight: Tensor | None = None,
     peak_learning_rate: float = PEAK_LEARNING_RATE,
 ) -> FFNLayer:
-    """A refined copy of the layer.
-
-    Adam with a one-cycle learning rate on the layer's own weighted squared error; no gradient
-    of the network. The last linear map is solved in closed form at the end.
+    """A copy of the layer after `train`; the last linear map is solved in closed form at the end.
 
     Args:
         data: chunks `(x, target, token weight)`, held in memory.
         output_weight: importance of each output dimension `[out]`.
     """
-    x, y = torch.cat([c[0] for c in data]), torch.cat([c[1] for c in data])
-    weight = None if data[0][2] is None else torch.cat([c[2] for c in data if c[2] is not None])
-    weight = None if weight is None else weight / weight.mean()
-    importance = torch.ones_like(y[0]) if output_weight is None else output_weight.to(y.dtype)
-    # Errors are measured in units of the target's spread, so that one learning rate fits every block.
-    importance = importance / (importance * y.var(0)).sum()
     refined = copy.deepcopy(layer)
-    optimiser = torch.optim.Adam(refined.parameters(), lr=peak_learning_rate)
-    schedule = OneCycleLR(optimiser, max_lr=peak_learning_rate, total_steps=max(2, steps))
-    for _ in range(steps):
-        rows = torch.randint(len(x), (min(BATCH_TOKENS, len(x)),), generator=generator).to(x.device)
-        error = ((refined(x[rows]) - y[rows]).square() * importance).sum(-1)
-        loss = (error if weight is None else error * weight[rows]).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+    loss = LocalLoss(data, generator=generator, output_weight=output_weight)
+    train(refined, loss, steps=steps, peak_learning_rate=peak_learning_rate)
     refined.fit_readout(data)
     return refined

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from eugen.ffn import FFNLayer, LayerConfig
+from eugen.config import LayerConfig
+from eugen.ffn import FFNLayer
 from eugen.sites import FFNSite, find_ffns
 from eugen.transfer import Transfer, default_call
 

@@ -13,12 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eugen.ffn import FFNLayer, LayerConfig
-from eugen.least_squares import ErrorMeter
+from eugen.config import LayerConfig
+from eugen.ffn import FFNLayer
+from eugen.least_squares import HELD_OUT, fit_quality
 from eugen.sites import FFNSite
-
-HELD_OUT = 8
-"""One token in so many, at the end of each chunk, is held out to judge the fit."""
 
 Chunk = tuple[Tensor, Tensor, "Tensor | None"]
 
@@ -142,15 +140,6 @@ class Transfer:
         if site is not self.sites[0]:
             return True
         return torch.allclose(x, self._first_inputs[batch], rtol=1e-2, atol=1e-2, equal_nan=True)
-
-
-def fit_quality(layer: FFNLayer, data: Iterable[Chunk], output_weight: Tensor | None = None) -> float:
-    """Weighted R² of a layer over a stream of `(x, target, token weight)`."""
-    meter = ErrorMeter(output_weight)
-    with torch.no_grad():
-        for x, y, weight in data:
-            meter.add(layer(x), y, weight)
-    return meter.r2()
 
 
 def _output_weight(site: FFNSite, model: nn.Module) -> Tensor | None:

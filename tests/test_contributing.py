@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import eugen
-from eugen.ffn import LayerConfig
+from eugen.config import LayerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eugen.ffn import DenseFFN, LayerConfig, TokenStream, copy_activation, new_linear
+from eugen.config import LayerConfig
+from eugen.ffn import DenseFFN, TokenStream, copy_activation, new_linear
 
 
 @dataclass(frozen=True, kw_only=True)

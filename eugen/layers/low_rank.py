@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from eugen.ffn import DenseFFN, FFNLayer, LayerConfig, TokenStream, copy_activation, new_linear
+from eugen.config import LayerConfig
+from eugen.ffn import DenseFFN, FFNLayer, TokenStream, copy_activation, new_linear
 from eugen.shapes import Float
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eugen.ffn import DenseFFN, LayerConfig, TokenStream
+from eugen.config import LayerConfig
+from eugen.ffn import DenseFFN, TokenStream
 from eugen.layers.low_rank import LowRankConfig, LowRankFFN, set_factors
+from eugen.shapes import Float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +37,21 @@ class LowRankAwareConfig(LayerConfig, name="low_rank_aware"):
         output_weight: Tensor | None = None,
     ) -> LowRankFFN:
         layer = self.build(dense, generator=generator)
-        set_factors(layer.v1, layer.u1, dense.up, whitening=_moment_root(data, lambda x: x))
+        set_factors(layer.v1, layer.u1, dense.up, whitening=moment_root(second_moment(data, lambda x: x)))
         if dense.down is not None and layer.v2 is not None and layer.readout is not None:
-            set_factors(layer.v2, layer.readout, dense.down, whitening=_moment_root(data, layer.hidden))
+            whitening = moment_root(second_moment(data, layer.hidden))
+            set_factors(layer.v2, layer.readout, dense.down, whitening=whitening)
         layer.fit_readout(data)
         return layer
 
 
 @torch.no_grad()
-def _moment_root(data: TokenStream, of: Callable[[Tensor], Tensor]) -> Tensor:
-    """Lower Cholesky factor of the weighted second moment of `of(x)`, float64, slightly ridged."""
+def second_moment(data: TokenStream, of: Callable[[Tensor], Tensor]) -> Float[Tensor, "n n"]:
+    """Weighted second moment of `of(x)`, float64.
+
+    Raises:
+        ValueError: the stream is empty.
+    """
     moment, total = None, 0.0
     for x, _, weight in data:
         values = of(x).float()
@@ -54,12 +61,20 @@ def _moment_root(data: TokenStream, of: Callable[[Tensor], Tensor]) -> Tensor:
         total += len(x) if weight is None else float(weight.double().sum())
     if moment is None:
         raise ValueError("the calibration stream is empty: give at least one chunk of tokens")
-    moment = moment / total
-    ridge = 1e-6 * moment.diagonal().mean()
-    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    return moment / total
+
+
+def moment_root(moment: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
+    """Lower Cholesky factors of second moments, slightly ridged.
+
+    Raises:
+        ValueError: no ridge makes one positive definite.
+    """
+    ridge = 1e-6 * moment.diagonal(dim1=-2, dim2=-1).mean()
+    identity = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
     for _ in range(12):
         root, failed = torch.linalg.cholesky_ex(moment + ridge * identity)
-        if not failed:
+        if not failed.any():
             return root
         ridge = ridge * 10
     raise ValueError("the inputs' second moment is not positive definite: check the calibration data for NaN")

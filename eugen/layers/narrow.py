@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eugen.ffn import DenseFFN, LayerConfig, TokenStream
+from eugen.config import LayerConfig
+from eugen.ffn import DenseFFN, TokenStream
 from eugen.layers.dense import hidden_for_budget, new_block
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from eugen.config import LayerConfig
 from eugen.features import neuron_scores, strongest
-from eugen.ffn import DenseFFN, LayerConfig, TokenStream
+from eugen.ffn import DenseFFN, TokenStream
 from eugen.layers.dense import hidden_for_budget, new_block
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import eugen
-from eugen.ffn import FFNLayer, LayerConfig
+from eugen.config import LayerConfig
+from eugen.ffn import FFNLayer
 from tests.eugen.blocks import generator, stream, tokens
 
 BUDGET = 0.3

@@ -8,9 +8,9 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import eugen
+from eugen.cost import count_macs
 from tests.contract.cases import NAMES, config_of, every_layer, fitted
 from tests.eugen.blocks import block, generator, stream, tokens
 from tests.tolerances import assert_close, relative_rms
@@ -44,9 +44,7 @@ def test_macs_are_those_that_torch_counts(case):
     _, layer = case
     x = tokens(TOKENS)
     for mode in (layer, layer.merged()):
-        with FlopCounterMode(display=False) as counter:
-            mode(x)
-        assert counter.get_total_flops() == 2 * TOKENS * mode.macs_per_token
+        assert count_macs(lambda mode=mode: mode(x)) == TOKENS * mode.macs_per_token
 
 
 def test_shape_and_stored_weights(case):
@@ -89,9 +87,12 @@ def test_outputs_and_gradients_agree_with_float64(case):
 def test_bfloat16(case):
     _, layer = case
     x = tokens(TOKENS)
-    low = copy.deepcopy(layer).bfloat16()(x.bfloat16())
-    assert low.dtype == torch.bfloat16
-    assert_close(low, layer(x))
+    low = copy.deepcopy(layer).bfloat16()
+    y = low(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    # The same numbers, computed exactly: a token whose choice of experts is near a tie may choose otherwise
+    # after rounding.
+    assert_close(y, low.float()(x.bfloat16().float()), precision=layer.precision)
 
 
 def test_any_number_of_tokens_and_dimensions(case):
@@ -237,8 +238,8 @@ def test_calibration_that_cannot_be_used(name, dense):
     x = tokens(TOKENS)
     spoilt = x.clone()
     spoilt[5, 7] = torch.nan
-    if same_state(fitted(name, dense, count=300), dense):
-        return  # a copy of the block looks at no data
+    if not config_of(name).needs_calibration:
+        return
     for data in ([], [(spoilt, dense(spoilt).detach(), None)]):
         with pytest.raises(ValueError, match="empty|NaN|not finite"):
             config_of(name).fit(dense, data, generator=generator())

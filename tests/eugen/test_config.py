@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import eugen
-from eugen import EUGenConfig
+from eugen import EUGenConfig, NarrowConfig
 from eugen.features import ACTIVATIONS, PROJECTIONS
 from eugen.layers.eugen import SHARING
 from tests.contract.cases import unless_refused
@@ -101,6 +101,18 @@ def test_a_size_beyond_the_budget_is_refused(name, field):
 def test_snnk_rows_are_random(projection):
     with pytest.raises(ValueError, match=f"projection='{projection}'.*gaussian, rademacher, orthogonal"):
         eugen.SNNKConfig(budget=0.3, projection=projection).build(block(), generator=generator())
+
+
+@pytest.mark.parametrize(
+    ("hidden", "budget", "expected"),
+    [(3072, 0.3, 920), (1000, 0.401, 400), (1000, 0.399, 392), (100, 0.99, 99), (4, 0.75, 3)],
+)
+def test_large_sizes_are_multiples_of_eight(hidden, budget, expected):
+    """Unless that gives away more than 2 %."""
+    dense = block(16, hidden)
+    assert NarrowConfig(budget=budget).build(dense, generator=generator()).hidden_features == expected
+    exact = NarrowConfig(hidden_features=expected - 1 if expected > 3 else expected)
+    assert exact.build(dense, generator=generator()).hidden_features == exact.hidden_features
 
 
 def test_the_dense_block_has_one_budget():

@@ -12,25 +12,25 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eugen import DenseFFN, EUGenConfig, LinearConfig, LowRankConfig, NarrowConfig, SNNKConfig
-from eugen.features import ACTIVATIONS, PROJECTIONS, RANDOM_PROJECTIONS, Rows, random_rows
-from eugen.layers.eugen import SHARING, EUGen
+from eugen import EUGenConfig
+from eugen.features import ACTIVATIONS, PROJECTIONS, SHARING
+from eugen.layers.eugen import EUGen
 from tests.eugen.blocks import block, generator, stream, tokens
-from tests.eugen.test_features import assert_mean
 from tests.tolerances import assert_close, relative_rms
 
 
 def naive(layer: EUGen, x: torch.Tensor) -> torch.Tensor:
     """y = W2 (A Φ(concat_i Π_j G_j^i x⁺) + c) + b2 in float64, from the stored weights alone."""
     config = layer.config
-    g = torch.zeros(len(layer.weight), x.shape[1] + 2, dtype=torch.float64)
-    g[:, :-2] = layer.weight.double()
-    if layer.bias is not None:
-        g[:, -2] = layer.bias.double()
-    if layer.norm is not None:
-        g[:, -1] = layer.norm.double()
-    x = x.double()
-    plus = torch.cat([x, torch.ones(len(x), 1), x.square().sum(1, keepdim=True).sqrt()], dim=1)
+    projection, x = layer.map.projection, x.double()
+    g = torch.zeros(projection.out_features, x.shape[1] + 2, dtype=torch.float64)
+    g[:, :-2] = projection.weight.double()
+    if projection.bias is not None:
+        g[:, -2] = projection.bias.double()
+    if layer.map.norm is not None:
+        g[:, -1] = layer.map.norm.double()
+    norm = x.square().sum(1, keepdim=True).sqrt()
+    plus = torch.cat([x, torch.ones(len(x), 1), norm], dim=1)
     lowest = config.min_order if not config.direct_linear else max(2, config.min_order)
     m = len(g) // config.groups
     blocks = [g[start : start + m] for start in range(0, len(g), m)]
@@ -41,7 +41,13 @@ def naive(layer: EUGen, x: torch.Tensor) -> torch.Tensor:
             which = {"independent": used + factor, "shared": factor, "powers": 0}[config.sharing]
             feature = feature * (plus @ blocks[which].T)
         used += order
-        parts.append(ACTIVATIONS[config.activation]()(feature))
+        if config.activation == "rbf":
+            feature = feature - (norm / layer.map.input_rms.double()) ** 2
+        feature = layer.map.acts[order - lowest](feature)
+        if layer.map.gate is not None:
+            gate = layer.map.gate[order - lowest].double()
+            feature = feature * (1 + gate * (norm / layer.map.input_rms.double() - 1))
+        parts.append(feature)
     y = torch.cat(parts, dim=1) @ layer.readout.weight.double().T + layer.readout.bias.double()
     if layer.down is not None:
         y = y @ layer.down.weight.double().T
@@ -76,9 +82,92 @@ def test_outputs_and_gradients_are_those_of_the_formula(form):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_act_on_the_features(activation):
-    layer = EUGenConfig(num_features=7, activation=activation).build(block(10, 24), generator=generator())
-    assert_close(layer(tokens(63, 10)), naive(layer, tokens(63, 10)))
+@pytest.mark.parametrize("gated", [False, True])
+def test_activations_and_norm_gates_act_on_the_features(activation, gated):
+    form = {"order": 1, "norm_slot": False} if activation == "rbf" else {"order": 2}
+    config = EUGenConfig(num_features=7, activation=activation, norm_gate=gated, **form)
+    layer, x = config.build(block(10, 24), generator=generator()), tokens(63, 10)
+    with torch.no_grad():
+        for name, parameter in layer.map.named_parameters():
+            if name.startswith(("gate", "acts")):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator(4)))
+    assert_close(layer(x), naive(layer, x))
+
+
+def test_a_new_norm_gate_is_open():
+    dense, x = block(10, 24), tokens(63, 10)
+    gated, plain = (
+        EUGenConfig(num_features=7, norm_gate=gate).build(dense, generator=generator())
+        for gate in (True, False)
+    )
+    assert_close(gated(x), plain(x))
+    assert gated.num_parameters() == plain.num_parameters() + 14 + 1  # k·m gates, and ‖x‖'s unit
+
+
+def test_rbf_features_are_gaussians_around_their_centres():
+    dense, x = block(10, 24, dtype=torch.float64), tokens(500, 10, dtype=torch.float64)
+    config = EUGenConfig(num_features=7, order=1, activation="rbf", norm_slot=False)
+    layer = config.fit(dense, stream(dense, x), generator=generator())
+    r = float(layer.map.input_rms)
+    assert r == pytest.approx(float(x.square().sum(1).mean().sqrt()))
+    centres = layer.map.projection.weight * r**2 / 2
+    assert_close(layer.features(x), torch.exp(-(torch.cdist(x, centres) ** 2) / r**2), "features")
+
+
+def test_a_learned_part_beats_the_same_fixed_part():
+    """Refinement moves gates and univariate functions: on the tokens it sees, the error falls."""
+    dense, x = block(10, 40), tokens(1000, 10)
+    for option in ({"norm_gate": True}, {"activation": "univariate"}):
+        config = EUGenConfig(num_features=5, trainable=False, **option)
+        layer = config.fit(dense, stream(dense, x), generator=generator())
+        refined = config.refine(layer, dense, stream(dense, x), steps=60, generator=generator())
+        assert relative_rms(refined(x), dense(x)) < relative_rms(layer(x), dense(x))
+        rows = layer.map.projection.weight
+        assert torch.equal(refined.map.projection.weight, rows)
+
+
+POLYNOMIAL = {"from_weights": True, "order": 3, "num_features": 5}
+VARIANTS = {
+    "rbf": {"activation": "rbf", "order": 1, "norm_slot": False, "budget": 0.5},
+    "univariate gated": {"activation": "univariate", "norm_gate": True, "trainable": False, "budget": 0.5},
+    "exp": {"activation": "exp", "order": 1, "budget": 0.5},
+    "shared": {"sharing": "shared", "order": 3, "budget": 0.5},
+    "product": {"min_order": 2, "projection": "learned", "budget": 0.5},
+    "weights": POLYNOMIAL,
+    "weights kept": POLYNOMIAL | {"merge": False, "sharing": "shared", "projection": "orthogonal_chi"},
+    "weights budget": POLYNOMIAL | {"num_features": None, "budget": 0.9},
+    "kernel": POLYNOMIAL | {"activation": "relu", "weight_activation": "relu"},
+}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_every_variant_is_a_whole_layer(options):
+    """Stored, copied, counted, compiled, exported, lowered and built on no device, like the default."""
+    dense, x = block(20, 80), tokens(63, 20)
+    config = EUGenConfig(**options)
+    layer = config.fit(dense, stream(dense, tokens(900, 20)), generator=generator())
+    fresh = config.build(dense, generator=generator(5))
+    fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(fresh(x), layer(x))
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+    assert layer.num_parameters() == sum(t.numel() for t in layer.state_dict().values())
+    with FlopCounterMode(display=False) as counter:
+        layer(x)
+    assert counter.get_total_flops() == 2 * len(x) * layer.macs_per_token
+    if config.budget is not None:
+        assert layer.macs_per_token <= config.budget * dense.macs_per_token
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x), layer(x))
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("t", min=2)},))
+    assert_close(program.module()(x[:17]), layer(x[:17]))
+    assert_close(layer(x), copy.deepcopy(layer).double().reference(x.double()))
+    assert_close(layer(x), layer.reference(x))
+    assert_close(copy.deepcopy(layer).bfloat16().features(x.bfloat16()), layer.features(x))
+    meta = config.build(copy.deepcopy(dense).to("meta"), generator=generator())
+    shapes = [{key: value.shape for key, value in each.state_dict().items()} for each in (layer, meta)]
+    assert shapes[0] == shapes[1]
+    assert all(tensor.is_meta for tensor in meta.state_dict().values())
 
 
 @settings(max_examples=40, deadline=None)
@@ -138,11 +227,14 @@ def test_not_merged_keeps_the_output_matrix_and_fits_as_well():
     assert_close(layer(x), merged(x))
 
 
-@pytest.mark.parametrize(("trainable", "kind"), [(True, "_parameters"), (False, "_buffers")])
-def test_projections_are_parameters_or_buffers(trainable, kind):
-    layer = EUGenConfig(num_features=7, trainable=trainable).build(block(10, 24), generator=generator())
-    assert {"weight", "bias", "norm"} <= set(getattr(layer, kind))
-    assert {"weight", "bias", "norm"} <= set(layer.state_dict())
+@pytest.mark.parametrize("trainable", [True, False])
+def test_projections_are_stored_and_train_only_where_asked(trainable):
+    config = EUGenConfig(num_features=7, trainable=trainable)
+    layer = config.build(block(10, 24), generator=generator())
+    rows = {"map.projection.weight", "map.projection.bias", "map.norm"}
+    assert rows <= set(layer.state_dict())
+    trained = {name for name, parameter in layer.named_parameters() if parameter.requires_grad}
+    assert trained == {"readout.weight", "readout.bias"} | (rows if trainable else set())
 
 
 def test_a_token_of_zeros_has_finite_gradients():
@@ -152,77 +244,28 @@ def test_a_token_of_zeros_has_finite_gradients():
     assert torch.isfinite(x.grad).all()
 
 
-def special(**options) -> EUGen:
-    """An untrained layer of 12 inputs and outputs whose rows and readout a test may set."""
-    options = {"order": 1, "bias_slot": False, "norm_slot": False} | options
-    return EUGenConfig(**options).build(block(12, 30), generator=generator())
-
-
-@torch.no_grad()
-def assign(layer: EUGen, weight, bias=None) -> None:
-    layer.weight.copy_(weight)
-    if bias is not None:
-        layer.bias.copy_(bias)
-
-
-def test_order_one_of_all_inputs_is_the_linear_map():
-    dense, x = block(12, 30), tokens(300, 12)
-    full = LinearConfig().fit(dense, stream(dense, x), generator=generator())
-    layer = special(num_features=12)
-    assign(layer, torch.eye(12))
-    layer.set_readout(full.readout.weight, full.readout.bias)
-    assert_close(layer(x), full(x))
-
-
-def test_order_one_is_low_rank():
-    dense = block(12, 30, act=nn.Identity())
-    low = LowRankConfig(rank=5).build(dense, generator=generator())
-    layer = special(num_features=5)
-    assign(layer, low.v1.weight)
-    weight = low.readout.weight @ low.v2.weight @ low.u1.weight
-    layer.set_readout(weight, low.readout.weight @ low.v2.weight @ low.u1.bias + low.readout.bias)
-    assert_close(layer(tokens(63, 12)), low(tokens(63, 12)))
-
-
-def test_order_one_with_relu_is_snnk():
-    snnk = SNNKConfig(num_features=9).build(block(12, 30), generator=generator())
-    layer = special(num_features=9, bias_slot=True, activation="relu")
-    assign(layer, snnk.projection.weight, snnk.projection.bias)
-    layer.set_readout(snnk.readout.weight / 3, snnk.readout.bias)
-    assert_close(layer(tokens(63, 12)), snnk(tokens(63, 12)))
-
-
-def test_order_one_with_the_activation_is_a_narrower_block():
-    narrow = NarrowConfig(hidden_features=9).build(block(12, 30), generator=generator())
-    layer = special(num_features=9, bias_slot=True, activation="gelu")
-    assign(layer, narrow.up.weight, narrow.up.bias)
-    layer.set_readout(narrow.down.weight, narrow.down.bias)
-    assert_close(layer(tokens(63, 12)), narrow(tokens(63, 12)))
-
-
-@pytest.mark.parametrize("kind", RANDOM_PROJECTIONS)
-def test_the_estimator_of_theorem_3_1_is_unbiased(kind):
-    """A = ψ(w) on the layer's own features estimates Σ a_i (w·x + b)^i; only A carries signs and scales."""
-    a, d, m = (0.4, 1.0, -0.7), 5, 3
-    w, x = (torch.randn(d, generator=generator(s), dtype=torch.float64) / d**0.5 for s in (1, 2))
-    b, seeded, estimates = 0.3, generator(), []
-    weights = torch.cat([w, torch.tensor([b, 0.0], dtype=torch.float64)])
-    config = EUGenConfig(num_features=m, order=2)
-    readout = nn.Linear(2 * m, 1, dtype=torch.float64)
-    for _ in range(2000):
-        g = torch.cat([random_rows(kind, m, d + 2, generator=seeded) for _ in range(3)]).double()
-        layer = EUGen(config, Rows(g[:, :d], g[:, d], g[:, d + 1]), readout, down=None)
-        first, left, right = (g @ weights).split(m)
-        psi = torch.cat([a[1] * first, a[2] * left * right]) / m
-        layer.set_readout(psi[None], torch.tensor([a[0]], dtype=torch.float64))
-        estimates.append(layer(x).detach())
-    z = torch.dot(w, x) + b
-    assert_mean(torch.stack(estimates), a[0] + a[1] * z + a[2] * z**2)
-
-
-def test_gated_and_single_layers_are_replaced_whole():
-    for dense in (block(10, 24, gated=True), DenseFFN(nn.Linear(10, 24), nn.GELU())):
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_gated_and_single_layers_are_replaced_whole(projection):
+    for dense in (block(10, 24, gated=True), block(10, 24, whole=False)):
         x = tokens(500, 10)
-        layer = EUGenConfig(num_features=12).fit(dense, stream(dense, x), generator=generator())
+        config = EUGenConfig(num_features=8, projection=projection)
+        layer = config.fit(dense, stream(dense, x), generator=generator())
         assert layer(x).shape == dense(x).shape
         assert_close(layer(x), naive(layer, x))
+
+
+def test_a_bilinear_gated_block_is_a_product_of_teacher_rows():
+    """act = identity: gate and up rows as the two factors of order 2 hold the block exactly."""
+    dense, x = block(10, 12, act=nn.Identity(), gated=True, dtype=torch.float64), tokens(63, 10)
+    config = EUGenConfig(num_features=12, min_order=2, projection="teacher", norm_slot=False)
+    layer = config.fit(dense, stream(dense, x.double()), generator=generator())
+    order = [int(j) for j in torch.cdist(layer.map.projection.weight[:12], dense.gate.weight).argmin(1)]
+    assert sorted(order) == list(range(12))
+    layer.set_readout(dense.down.weight[:, order], dense.down.bias)
+    assert_close(layer(x.double()), dense(x.double()), precision=torch.float32)  # rows are drawn in float32
+    for count in (11, 12):
+        fitted = EUGenConfig(num_features=count, min_order=2, projection="teacher").fit(
+            dense, stream(dense, tokens(2000, 10, dtype=torch.float64)), generator=generator()
+        )
+        error = relative_rms(fitted(x.double()), dense(x.double()))
+        assert (error < 0.01) == (count == 12)

@@ -15,11 +15,16 @@ from eugen.features import (
     draw_projection,
     input_rms,
     neuron_scores,
+    neurons_per_feature,
+    new_activation,
     orthogonal_rows,
     product_features,
+    products_in_place,
     projection_groups,
     random_rows,
+    rbf_rows,
     strongest,
+    teacher_factors,
     teacher_projection,
 )
 from tests.eugen.blocks import block, generator, stream, tokens
@@ -65,14 +70,16 @@ def test_products_estimate_powers_without_bias(kind):
 
 @every_kind
 def test_variance_is_that_of_the_table(kind):
-    """Var = (m·A + m(m−1)·B − m²c²)/m² at order 1; orthogonal rows are those scaled by √d."""
+    """Var = (m·A + m(m−1)·B − m²c²)/m² at order 1; higher orders are in test_theory."""
     d, m = 6, 3
     w, x = (torch.randn(d, generator=generator(s), dtype=torch.float64) / d**0.5 for s in (1, 2))
     c, n = torch.dot(w, x), w.square().sum() * x.square().sum()
+    between = d * (d * c**2 - n) / ((d - 1) * (d + 2))
     same, pair = {
         "gaussian": (n + 2 * c**2, c**2),
         "rademacher": (n + 2 * c**2 - 2 * (w * x).square().sum(), c**2),
-        "orthogonal": (d / (d + 2) * (n + 2 * c**2), d * (d * c**2 - n) / ((d - 1) * (d + 2))),
+        "orthogonal": (d / (d + 2) * (n + 2 * c**2), between),
+        "orthogonal_chi": (n + 2 * c**2, between),
     }[kind]
     variance = (m * same + m * (m - 1) * pair - m**2 * c**2) / m**2
     g = draws(kind, m, d).double()
@@ -88,6 +95,16 @@ def test_orthogonal_blocks(rows, columns):
     if rows > columns:  # the next block neither continues nor repeats the first
         cosines = g[:columns] @ g[columns : 2 * columns].T / columns
         assert 0.01 < cosines.abs().max() < 0.999
+
+
+def test_chi_rows_are_orthogonal_and_of_gaussian_length():
+    g = random_rows("orthogonal_chi", 5 * DRAWS, 5, generator=generator()).double().view(DRAWS, 5, 5)
+    lengths = torch.linalg.vector_norm(g, dim=-1)
+    unit = g / lengths[..., None]
+    assert_close(unit @ unit.mT, torch.eye(5).expand(DRAWS, 5, 5), precision=torch.float32)
+    assert_mean(lengths**2, 5.0)
+    assert_mean((lengths**2 - 5) ** 2, 10.0)  # the variance of χ² with 5 degrees of freedom
+    assert_mean((lengths[:, :1] ** 2 - 5) * (lengths[:, 1:] ** 2 - 5), 0.0)
 
 
 def test_orthogonal_blocks_are_haar():
@@ -164,13 +181,35 @@ def test_strongest_come_first():
 @pytest.mark.parametrize("bias", [True, False])
 def test_teacher_rows_are_dense_rows_in_order_of_score(bias):
     dense = block(20, 33, bias=bias)
-    scores = neuron_scores(dense, stream(dense, tokens(200, 20)))
+    data = stream(dense, tokens(200, 20))
+    scores = neuron_scores(dense, data)
     order = sorted(range(33), key=lambda j: -float(scores[j]))[:9]
-    rows = teacher_projection(dense, strongest(scores, 9))
+    rows = teacher_projection(dense, data, 3, teacher_factors(dense, 2, 1, "independent"))
     assert torch.equal(rows.weight, dense.up.weight[order])
     assert torch.equal(rows.bias, dense.up.bias[order] if bias else torch.zeros(9))
     assert torch.equal(rows.norm, torch.zeros(9))
     assert not rows.weight.requires_grad
+
+
+def test_teacher_rows_of_a_gated_block_pair_gate_and_up():
+    """Orders 1 to 3: the strongest gate; gate × up of the same neurons; the same with a second gate."""
+    dense = block(20, 33, gated=True)
+    data = stream(dense, tokens(200, 20))
+    best = strongest(neuron_scores(dense, data), 8)
+    factors = teacher_factors(dense, 3, 1, "independent")
+    assert neurons_per_feature(factors) == 2
+    rows = teacher_projection(dense, data, 4, factors)
+    gate, up, first, second = dense.gate, dense.up, best[:4], best[4:]
+    expected = [(gate, first), (gate, first), (up, first), (gate, first), (up, first), (gate, second)]
+    assert torch.equal(rows.weight, torch.cat([linear.weight[which] for linear, which in expected]))
+    assert torch.equal(rows.bias, torch.cat([linear.bias[which] for linear, which in expected]))
+
+
+@pytest.mark.parametrize(("sharing", "places"), [("shared", "gate0 up0 gate1"), ("powers", "gate0")])
+def test_factors_of_a_gated_block_under_shared_rows(sharing, places):
+    dense = block(5, 7, gated=True)
+    factors = teacher_factors(dense, 3, 1, sharing)
+    assert places == " ".join(f"{'up' if linear is dense.up else 'gate'}{place}" for linear, place in factors)
 
 
 @pytest.mark.parametrize("sharing", ["independent", "shared", "powers"])
@@ -188,6 +227,21 @@ def test_product_features_of_prime_numbers(sharing, order, lowest):
     }[sharing]
     found = product_features(z, order, lowest, sharing)
     assert [f.tolist() for f in found] == [[[expected(i)]] * 2 for i in range(lowest, order + 1)]
+    joined = products_in_place(z.clone(), order, lowest, sharing)
+    assert joined is None or torch.equal(joined, torch.cat(found, dim=1))
+
+
+def test_products_are_made_in_place_where_they_are_neighbours():
+    """The forms that the suite's rows have."""
+    for order, lowest, sharing in [
+        (2, 1, "independent"),
+        (2, 2, "independent"),
+        (3, 1, "shared"),
+        (2, 2, "powers"),
+    ]:
+        z = tokens(3, projection_groups(order, lowest, sharing) * 4)
+        joined = products_in_place(z, order, lowest, sharing)
+        assert joined is not None and joined.data_ptr() == z.data_ptr()
 
 
 def test_every_named_activation_is_elementwise():
@@ -196,3 +250,26 @@ def test_every_named_activation_is_elementwise():
         module = kind()
         assert isinstance(module, nn.Module)
         assert_close(module(x)[:, :2], module(x[:, :2]))
+
+
+def test_learnable_functions_are_one_per_feature_and_start_at_gelu():
+    x, act = tokens(63, 4, dtype=torch.float64), new_activation("univariate", 4).double()
+    assert_close(act(x), nn.functional.gelu(x))
+    with torch.no_grad():
+        for parameter in act.parameters():
+            parameter.copy_(torch.randn(4, generator=generator()))
+    a, b, c = act.gelu, act.linear, act.square
+    assert_close(act(x), a * nn.functional.gelu(x) + b * x + c * x**2)
+
+
+def test_rbf_rows_are_centres_at_the_inputs_distance():
+    """exp(z − ‖x‖²/2s²) with these rows is exp(−‖x − c‖²/2s²), s² = r²/2, for the centres c read off them."""
+    r, x = 5.0, tokens(63, 6, dtype=torch.float64)
+    drawn = draw_projection("gaussian", 1, 9, 6, input_rms=r, generator=generator())
+    rows = rbf_rows(drawn, r)
+    centres = rows.weight.double() * r**2 / 2
+    assert_close(torch.linalg.vector_norm(centres, dim=1), torch.full((9,), r), precision=torch.float32)
+    cosine = nn.functional.cosine_similarity(centres, drawn.weight.double())
+    assert_close(cosine, torch.ones(9), precision=torch.float32)
+    z = x @ rows.weight.double().T + rows.bias - (x**2).sum(1, keepdim=True) / r**2
+    assert_close(z, -(torch.cdist(x, centres) ** 2) / r**2, precision=torch.float32)

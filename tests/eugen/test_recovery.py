@@ -13,8 +13,9 @@ from torch import nn
 import eugen
 from eugen import DenseFFN, EUGenConfig, LinearConfig, LowRankAwareConfig, LowRankConfig, PruneConfig
 from eugen.least_squares import RIDGE
+from tests.contract.cases import config_of
 from tests.eugen.blocks import block, generator, stream, tokens
-from tests.tolerances import relative_rms
+from tests.tolerances import RELATIVE_RMS, relative_rms
 
 D, H = 60, 240
 
@@ -35,11 +36,13 @@ def test_every_layer_recovers_what_it_was_fitted_to(name):
     """The same seed draws the same features; the targets are their image under a known readout."""
     dense = block(dtype=torch.float64)
     x = tokens(3000, D, dtype=torch.float64)
-    config = eugen.layers()[name]
-    config = config() if name == "dense" else config(budget=0.3)
-    truth = config.fit(dense, stream(dense, x), generator=generator())
-    layer = config.fit(dense, stream(truth, x), generator=generator())
-    assert_within_ridge(layer, truth, x)
+    config = config_of(name)
+    truth = config.fit(dense, stream(dense, x), generator=generator()).eval()
+    layer = config.fit(dense, stream(truth, x), generator=generator()).eval()
+    if truth.readout is None:  # solved in a way of its own, or fitted to the weights alone
+        assert relative_rms(layer(x), truth(x)) <= max(RIDGE**0.5, RELATIVE_RMS[layer.precision])
+    else:
+        assert_within_ridge(layer, truth, x)
 
 
 def test_linear_of_a_linear_block():

@@ -123,7 +123,7 @@ def test_the_seed_decides_and_global_state_stays():
 
 def test_blocks_of_one_seed_differ_from_each_other():
     sites = replace(vit(), EUGenConfig(budget=0.3)).sites
-    assert not torch.equal(sites[0].layer.weight, sites[1].layer.weight)
+    assert not torch.equal(sites[0].layer.readout.weight, sites[1].layer.readout.weight)
 
 
 def test_where_selects():

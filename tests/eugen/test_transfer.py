@@ -11,10 +11,9 @@ import eugen
 from eugen import EUGenConfig, LinearConfig, NarrowConfig, PruneConfig, replace, transfer
 from eugen.ffn import DenseFFN
 from eugen.layers.dense import new_block
-from eugen.least_squares import RIDGE
+from eugen.least_squares import RIDGE, fit_quality
 from eugen.refine import refine
 from eugen.surgery import install
-from eugen.transfer import fit_quality
 from tests.eugen.blocks import block, generator, stream, tokens
 from tests.eugen.models import (
     Residual,

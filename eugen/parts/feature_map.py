@@ -1,0 +1,77 @@
+"""The feature map f of EUGen: `f(x) = Φ(concat_i G_1^i x⁺ ⊙ … ⊙ G_i^i x⁺)`, x⁺ = [x ; 1 ; ‖x‖]."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from eugen.features import (
+    FIXED_ACTIVATIONS,
+    Rows,
+    new_activation,
+    product_features,
+    products_in_place,
+)
+from eugen.shapes import Float
+
+if TYPE_CHECKING:
+    from eugen.layers.eugen import EUGenConfig
+
+
+class FeatureMap(nn.Module):
+    """Everything before the readout. Fixed rows are parameters without gradient: a checkpoint is complete.
+
+    Args:
+        rows: the stacked projections; their number is a multiple of the features per order.
+        like: a tensor on the device and of the dtype wanted.
+        input_rms: the inputs' typical ‖x‖, the unit of the norm gate and of the width of RBFs.
+    """
+
+    norm: nn.Parameter | None
+    gate: nn.Parameter | None
+    input_rms: Tensor
+
+    def __init__(self, config: EUGenConfig, rows: Rows, *, like: Tensor, input_rms: float) -> None:
+        super().__init__()
+        self.config = config
+        orders, m = config.order - config.lowest_order + 1, len(rows.weight) // config.groups
+        self.projection = given_linear(rows.weight, rows.bias if config.bias_slot else None, like=like)
+        self.projection.requires_grad_(config.trainable)
+        norm = rows.norm.to(like).clone()
+        self.norm = nn.Parameter(norm, requires_grad=config.trainable) if config.norm_slot else None
+        self.acts = nn.ModuleList(new_activation(config.activation, m).to(like) for _ in range(orders))
+        self.gate = nn.Parameter(like.new_zeros(orders, m)) if config.norm_gate else None
+        if config.norm_gate or config.activation == "rbf":
+            self.register_buffer("input_rms", like.new_full((), input_rms))
+
+    def forward(self, x: Float[Tensor, "t d_in"]) -> list[Float[Tensor, "t _"]]:
+        """What the readout's columns act on, part by part: x itself (direct_linear), then each order."""
+        config, z = self.config, self.projection(x)
+        norm = x.new_zeros(())
+        if self.norm is not None or self.gate is not None:
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        if self.norm is not None:  # one pass over z
+            z = torch.addcmul(z, norm, self.norm) if torch.is_grad_enabled() else z.addcmul_(norm, self.norm)
+        if config.activation == "rbf":
+            z = z - (x / self.input_rms).square().sum(-1, keepdim=True)
+        if not torch.is_grad_enabled() and self.gate is None and config.activation in FIXED_ACTIVATIONS:
+            joined = products_in_place(z, config.order, config.lowest_order, config.sharing)
+            if joined is not None:
+                return [x, self.acts[0](joined)] if config.direct_linear else [self.acts[0](joined)]
+        products = product_features(z, config.order, config.lowest_order, config.sharing)
+        parts = [act(product) for act, product in zip(self.acts, products, strict=True)]
+        if self.gate is not None:
+            excess = norm / self.input_rms - 1
+            parts = [part * (1 + excess * gate) for part, gate in zip(parts, self.gate, strict=True)]
+        return [x, *parts] if config.direct_linear else parts
+
+
+def given_linear(weight: Tensor, bias: Tensor | None, *, like: Tensor) -> nn.Linear:
+    """A linear map of copies of these values, on the device and in the dtype of `like`."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().to(like).clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().to(like).clone())
+    return layer
