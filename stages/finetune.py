@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
+from eugen import FFNLayer
 from stages import params, timings
 from stages.checkpoint import Progress, save_tensors
 from stages.models import (
@@ -20,9 +21,11 @@ from stages.models import (
     TRANSFERRED,
     changed_tensors,
     dense_model,
+    read_json,
     student_model,
     unit_name,
 )
+from stages.params import Method
 from stages.tasks import Task, open_task
 from stages.tracking import Run, record, stage_run
 
@@ -39,9 +42,10 @@ def finetune(
     with stage_run("finetune", task=task, method=method, params=chosen) as run:
         out = FINETUNED / task / method
         progress = Progress("finetune", task=task, method=method, params=chosen)
-        dense = dense_model(opened)
+        budgets = budgets_to_tune(opened, row)
+        dense = dense_model(opened) if budgets else nn.Identity()
         units = []
-        for budget in row.budgets(opened.settings.finetune.budgets) if opened.settings.finetune.steps else []:
+        for budget in budgets:
             for seed in opened.settings.finetune.seeds:
                 name = unit_name(seed, budget)
                 found = progress.load(name)
@@ -53,11 +57,23 @@ def finetune(
                 units.append(found[0])
                 run.metrics({f"b{budget:g}.{opened.quality_name}": units[-1]["quality"]}, step=seed)
         out.mkdir(parents=True, exist_ok=True)
-        run.artifact(out, folder="weights")
         seconds = {unit_name(u["seed"], u["budget"]): u.pop("seconds") for u in units}
         record.write_json(out / RECORD_FILE, {"units": units})
+        run.artifact(out, folder="weights")
         timings.write("finetune", task, method, overhead=run.overhead_seconds, **seconds)
         progress.clear()
+
+
+def budgets_to_tune(task: Task, row: Method) -> list[float]:
+    """The budgets to fine-tune at: those that transfer made, none where the row does not apply.
+
+    A row that trains without backpropagation is passed on as it is: fine-tuning would be just that.
+    """
+    made = read_json(TRANSFERRED / task.name / row.name / RECORD_FILE)
+    if made["not_applicable"] or row.training is not None or not task.settings.finetune.steps:
+        return []
+    left_out = {omission["budget"] for omission in made["omitted"]}
+    return [budget for budget in row.budgets(task.settings.finetune.budgets) if budget not in left_out]
 
 
 def finetune_unit(
@@ -107,7 +123,7 @@ def train(task: Task, model: nn.Module, rate: float, seed: int) -> list[tuple[in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout draws from the global generator
         for step in range(settings.steps):
-            loss = task.loss(model, settings.batch_size, generator)
+            loss = task.loss(model, settings.batch_size, generator) + auxiliary_loss(model)
             if not torch.isfinite(loss):
                 raise FloatingPointError(
                     f"the fine-tuning loss became {float(loss)} at step {step}, lr {rate:g}"
@@ -120,6 +136,12 @@ def train(task: Task, model: nn.Module, rate: float, seed: int) -> list[tuple[in
             curve.append((step, float(loss.detach())))
     model.eval()
     return curve
+
+
+def auxiliary_loss(model: nn.Module) -> Tensor | float:
+    """What the replaced blocks ask for beside the task's loss, for example hard decisions of a tree."""
+    asked = [layer.auxiliary_loss() for layer in model.modules() if isinstance(layer, FFNLayer)]
+    return sum((loss for loss in asked if loss is not None), 0.0)
 
 
 def _transferred(task: str, method: str, unit: str) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import eugen
-from eugen import LayerConfig
+from eugen import FFNLayer, LayerConfig
 from stages.tasks import BASELINE, Task
 
 TRANSFERRED, FINETUNED = Path("artifacts/transfer"), Path("artifacts/finetune")
@@ -41,12 +41,19 @@ def student_model(dense: nn.Module, config: LayerConfig, changed: dict[str, Tens
 
 
 def changed_tensors(student: nn.Module, dense: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a student that the dense network lacks or has with other values."""
+    """The replaced blocks' tensors, and those that the dense network lacks or has with other values."""
     known = dense.state_dict()
+    # A block is stored whole, tensors that are as they were too: `student_model` draws it anew.
+    blocks = tuple(
+        f"{path}." if path else "" for path, module in student.named_modules() if isinstance(module, FFNLayer)
+    )
     return {
         name: tensor
         for name, tensor in student.state_dict().items()
-        if name not in known or known[name].shape != tensor.shape or not torch.equal(known[name], tensor)
+        if (blocks and name.startswith(blocks))
+        or name not in known
+        or known[name].shape != tensor.shape
+        or not torch.equal(known[name], tensor)
     }
 
 

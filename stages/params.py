@@ -23,6 +23,7 @@ from pydantic import (
 
 import eugen
 from eugen import LayerConfig
+from eugen.local_training import LocalRule, rules
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -107,6 +108,16 @@ class Method:
     layer: str
     fields: dict[str, Any]
     """As in params.yaml; a layer inside a layer (`of`) is a mapping like the row's own."""
+    training: LocalRule | None = None
+    """How the whole network learns from scratch; None where blocks take over the trained network's work."""
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The row in full, as a record keeps it."""
+        if self.training is None:
+            return {"layer": self.layer, **self.fields}
+        training = {"rule": self.training.name, **dataclasses.asdict(self.training)}
+        return {"layer": self.layer, **self.fields, "training": training}
 
     def config(self, budget: float | None) -> LayerConfig:
         """The layer's configuration at a budget."""
@@ -165,15 +176,38 @@ def validate(model: type[S], value: Any, where: str) -> S:
 
 
 def _method(name: str, fields: Any) -> Method:
+    where = f"methods.{name}"
     fields = {"layer": name} if fields is None else fields
-    layer, checked = _layer(
-        f"methods.{name}", {"layer": name, **fields} if isinstance(fields, dict) else fields
-    )
+    fields = {"layer": name, **fields} if isinstance(fields, dict) else fields
+    training = None
+    if isinstance(fields, dict) and "training" in fields:
+        training = _training(f"{where}.training", fields["training"])
+        fields = {key: value for key, value in fields.items() if key != "training"}
+    layer, checked = _layer(where, fields)
     try:
         _config(layer, checked, None)
     except ValueError as error:
-        raise ParamsError(f"methods.{name}: {error}") from None
-    return Method(name, layer, checked)
+        raise ParamsError(f"{where}: {error}") from None
+    return Method(name, layer, checked, training)
+
+
+def _training(where: str, value: Any) -> LocalRule:
+    """A layer-local rule by its name, or a mapping of its name and its hyperparameters."""
+    fields = {"rule": value} if isinstance(value, str) else value
+    if not isinstance(fields, dict):
+        raise ParamsError(f"{where} = {value!r}: must be a rule or a mapping such as {{rule: mono_forward}}")
+    fields = dict(fields)
+    rule, known = fields.pop("rule", None), rules()
+    if rule not in [*known]:
+        raise ParamsError(f"{where}.rule = {rule!r}: unknown rule, use one of {', '.join(known)}")
+    _allow(fields, tuple(f.name for f in dataclasses.fields(known[rule])), where=f"{where}.")
+    types = get_type_hints(known[rule])
+    for key, field in fields.items():
+        _check_type(types[key], field, f"{where}.{key}")
+    try:
+        return known[rule](**fields)
+    except ValueError as error:
+        raise ParamsError(f"{where}: {error}") from None
 
 
 def _layer(where: str, fields: Any) -> tuple[str, dict[str, Any]]:
@@ -193,11 +227,15 @@ def _layer(where: str, fields: Any) -> tuple[str, dict[str, Any]]:
             inner, checked = _layer(f"{where}.{key}", value)
             fields[key] = {"layer": inner, **checked}
             continue
-        try:
-            TypeAdapter(types[key]).validate_python(value, strict=True)
-        except ValidationError as error:
-            raise ParamsError(_faults(error, f"{where}.{key}")) from None
+        _check_type(types[key], value, f"{where}.{key}")
     return layer, fields
+
+
+def _check_type(wanted: Any, value: Any, where: str) -> None:
+    try:
+        TypeAdapter(wanted).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise ParamsError(_faults(error, where)) from None
 
 
 def _config(layer: str, fields: dict[str, Any], budget: float | None) -> LayerConfig:

@@ -44,23 +44,38 @@ def profile(
     chosen = {
         "run": settings.run.model_dump(),
         "profile": opened.settings.profile.model_dump(),
-        "method": {"layer": row.layer, **row.fields},
+        "method": row.section,
     }
     with stage_run("profile", task=task, method=method, params=chosen) as run:
-        costs, latencies = [], []
-        for budget in row.budgets(opened.settings.transfer.budgets):
-            dense = dense_model(opened)  # anew: timing casts it to the profiled dtype
-            first = unit_name(opened.settings.transfer.seeds[0], budget)
-            weights = load_file(TRANSFERRED / task / method / f"{first}.safetensors")
-            student = student_model(dense, row.config(budget), weights)
-            costs.append(measure_cost(opened, dense, student, budget))
-            latencies += measure_latency(opened, dense, student, budget, settings, run)
-        cell = assemble(settings, opened, row, costs, latencies, run.overhead_seconds)
-        metrics = flat_metrics(cell)
+        moved = read_json(TRANSFERRED / task / method / RECORD_FILE)
+        if moved["not_applicable"]:
+            cell, metrics = not_applicable(settings, task, method, moved["not_applicable"]), {}
+            run.tag("not_applicable", moved["not_applicable"])
+        else:
+            cell = measure(settings, opened, row, moved, run)
+            metrics = flat_metrics(cell)
         record.write_record(CELLS / f"{task}-{method}.json", cell)
         record.write_json(METRICS / f"{task}-{method}.json", metrics)
         run.metrics(metrics)
         run.artifact(CELLS / f"{task}-{method}.json")
+
+
+def measure(settings: Params, task: Task, row: Method, moved: dict[str, Any], run: Run) -> record.CellRecord:
+    """Cost and latency at every budget that was transferred, and the record."""
+    costs, latencies = [], []
+    for budget in dict.fromkeys(unit["budget"] for unit in moved["units"]):
+        dense = dense_model(task)  # anew: timing casts it to the profiled dtype
+        first = unit_name(task.settings.transfer.seeds[0], budget)
+        weights = load_file(TRANSFERRED / task.name / row.name / f"{first}.safetensors")
+        student = student_model(dense, row.config(budget), weights)
+        costs.append(measure_cost(task, dense, student, budget))
+        latencies += measure_latency(task, dense, student, budget, settings, run)
+    return assemble(settings, task, row, costs, latencies, run.overhead_seconds)
+
+
+def not_applicable(settings: Params, task: str, method: str, why: str) -> record.NotApplicable:
+    """What stands in the place of a cell that has no meaning."""
+    return record.NotApplicable(task=task, method=method, profile=settings.profile, not_applicable=why)
 
 
 def measure_cost(task: Task, dense: nn.Module, student: nn.Module, budget: float) -> record.Cost:
@@ -148,7 +163,7 @@ def assemble(
         params={
             "run": settings.run.model_dump(),
             "task": task.settings.model_dump(),
-            "method": {"layer": method.layer, **method.fields},
+            "method": method.section,
         },
         dense_metrics=base["quality"],
         seeds=seeds,
@@ -160,6 +175,7 @@ def assemble(
         weights_sha256=weight_hashes(task.name, method.name),
         stage_overhead_seconds={stage: took["overhead"] for stage, took in times.items()}
         | {"profile": overhead},
+        omitted=moved["omitted"],
     )
 
 
@@ -196,6 +212,7 @@ def seed_results(
                 extra_transfer_only=unit["extra"],
                 extra_finetuned=after["extra"] if after else {},
                 fit_r2=unit["fit_r2"],
+                num_features=unit["num_features"],
                 transfer_seconds=times["transfer"][name],
                 finetune_seconds=times["finetune"].get(name, 0.0),
             )

@@ -50,8 +50,10 @@ def report() -> None:
         written = build(inputs, ROOT / "reports")
         for path in written:
             run.artifact(path, folder="report/figures" if path.suffix == ".svg" else "report")
-        run.metrics({"cells_finished": len(inputs.records), "cells_failed": len(inputs.failures)})
-        print(f"reports/report.html: {len(inputs.records)} cells finished, {len(inputs.failures)} without")
+        finished, failed, none = len(inputs.records), len(inputs.failures), len(inputs.inapplicable)
+        run.metrics({"cells_finished": finished, "cells_failed": failed, "cells_not_applicable": none})
+        tail = f", {none} do not apply" if none else ""
+        print(f"reports/report.html: {finished} cells finished, {failed} without{tail}")
 
 
 def build(inputs: Inputs, folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -10,65 +11,110 @@ import typer
 from torch import Tensor, nn
 
 import eugen
+from eugen import LayerConfig
+from eugen.local_training import LocalRule
 from stages import params, timings
 from stages.checkpoint import Progress, save_tensors
 from stages.models import RECORD_FILE, TRANSFERRED, changed_tensors, dense_model, unit_name
 from stages.params import Method
-from stages.tasks import Task, open_task
+from stages.tasks import DoesNotApply, Task, open_task
 from stages.tracking import Run, record, stage_run
+
+RULE_SEEDS = 40_000
+"""Where the seeds of layer-local rules begin: from one stream, their draws would be the initial weights."""
 
 
 def transfer(
     task: Annotated[str, typer.Option(help="Task of params.yaml.")],
     method: Annotated[str, typer.Option(help="Method of params.yaml.")],
 ) -> None:
-    """Write artifacts/transfer/<task>/<method>: replaced blocks and their quality, per budget and seed."""
+    """Write artifacts/transfer/<task>/<method>: replaced blocks and their quality, per budget and seed.
+
+    A budget that buys nothing is left out, and a row that has no meaning for the task makes nothing at
+    all; the record says so, with the reason.
+    """
     settings = params.load()
     opened, row = open_task(settings, task), settings.method(method)
     torch.set_num_threads(settings.run.threads)
     chosen = {
         "run": settings.run.model_dump(),
         "transfer": opened.settings.transfer.model_dump(),
-        "method": {"layer": row.layer, **row.fields},
+        "method": row.section,
     }
     with stage_run("transfer", task=task, method=method, params=chosen) as run:
         out = TRANSFERRED / task / method
+        out.mkdir(parents=True, exist_ok=True)
         progress = Progress("transfer", task=task, method=method, params=chosen)
-        dense = dense_model(opened)
-        units = []
-        for budget in row.budgets(opened.settings.transfer.budgets):
-            for seed in opened.settings.transfer.seeds:
-                name = unit_name(seed, budget)
-                found = progress.load(name)
-                if found is None:
-                    found = transfer_unit(opened, dense, row, budget, seed, run)
-                    progress.store(name, *found)
-                save_tensors(out / f"{name}.safetensors", found[1])
-                units.append(found[0])
-                run.progress(f"{name}: {opened.quality_name} {units[-1]['quality']:.4f}")
+        units: list[dict[str, Any]] = []
+        omitted: list[dict[str, Any]] = []
+        why_not = None
+        try:
+            transfer_all(opened, row, out, progress, run, units, omitted)
+        except (eugen.UnsuitableBlock, DoesNotApply) as error:
+            why_not = str(error)
+            run.tag("not_applicable", why_not)
+            run.progress(f"does not apply: {why_not}")
         log_units(run, units, opened.quality_name)
-        run.artifact(out, folder="weights")
         seconds = {unit_name(u["seed"], u["budget"]): u.pop("seconds") for u in units}
-        record.write_json(out / RECORD_FILE, {"units": units})
+        made = {"units": units, "omitted": omitted, "not_applicable": why_not}
+        record.write_json(out / RECORD_FILE, made)
+        run.artifact(out, folder="weights")
         timings.write("transfer", task, method, overhead=run.overhead_seconds, **seconds)
         progress.clear()
+
+
+def transfer_all(
+    task: Task,
+    row: Method,
+    out: Path,
+    progress: Progress,
+    run: Run,
+    units: list[dict[str, Any]],
+    omitted: list[dict[str, Any]],
+) -> None:
+    """Add every unit's values to `units`, and each budget that buys nothing, with the reason, to `omitted`.
+
+    Raises:
+        UnsuitableBlock, DoesNotApply: the row makes nothing for this task at any of its budgets.
+    """
+    dense = dense_model(task)
+    for budget in row.budgets(task.settings.transfer.budgets):
+        for seed in task.settings.transfer.seeds:
+            name = unit_name(seed, budget)
+            found = progress.load(name)
+            if found is None:
+                try:
+                    found = transfer_unit(task, dense, row, budget, seed, run)
+                except eugen.BudgetTooSmall as error:
+                    omitted.append({"budget": budget, "reason": str(error)})
+                    run.progress(f"budget {budget:g} is left out: {error}")
+                    break  # a matter of sizes: the same for every seed
+                progress.store(name, *found)
+            save_tensors(out / f"{name}.safetensors", found[1])
+            units.append(found[0])
+            run.progress(f"{name}: {task.quality_name} {units[-1]['quality']:.4f}")
+    if omitted and not units:
+        most = max(omitted, key=lambda omission: omission["budget"])
+        raise DoesNotApply(f"no budget of the task is enough: {most['reason']}")
 
 
 def transfer_unit(
     task: Task, dense: nn.Module, method: Method, budget: float, seed: int, run: Run
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """One transfer: its values and the tensors that changed."""
-    settings = task.settings.transfer
     start = time.perf_counter()
-    result = eugen.replace(
-        dense,
-        method.config(budget),
-        calibration=task.calibration(seed, settings.calibration_tokens),
-        call=task.call,
-        refine_steps=settings.refine_steps,
-        seed=seed,
-        progress=lambda line: run.progress(f"{unit_name(seed, budget)}, {line}"),
-    )
+    if method.training is not None:
+        result = train_locally(task, method.config(budget), method.training, seed)
+    else:
+        result = eugen.replace(
+            dense,
+            method.config(budget),
+            calibration=task.calibration(seed, task.settings.transfer.calibration_tokens),
+            call=task.call,
+            refine_steps=task.settings.transfer.refine_steps,
+            seed=seed,
+            progress=lambda line: run.progress(f"{unit_name(seed, budget)}, {line}"),
+        )
     seconds = time.perf_counter() - start
     measured = task.evaluate(result.model, "test")
     values = {
@@ -78,9 +124,28 @@ def transfer_unit(
         "extra": measured,
         "fit_r2": [site.fit_r2 for site in result.sites if site.fit_r2 is not None],
         "macs_ratio": [site.macs_ratio for site in result.sites],
+        "num_features": [site.layer.num_features for site in result.sites],
         "seconds": seconds,
     }
     return values, changed_tensors(result.model, dense)
+
+
+def train_locally(task: Task, config: LayerConfig, rule: LocalRule, seed: int) -> eugen.Replacement:
+    """A network with blocks of that kind, trained from scratch without backpropagation through it.
+
+    Raises:
+        DoesNotApply: the task's network is no chain of units.
+    """
+    # Initial weights come from the global generator: fork it, so that nobody else notices.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = task.build()
+    result = eugen.replace(fresh, config, seed=seed)
+    units, head = task.local_units(result.model)
+    generator = torch.Generator().manual_seed(RULE_SEEDS + seed)
+    rule.train(units, head, task.local_data(seed), generator=generator)
+    result.model.eval()
+    return result
 
 
 def log_units(run: Run, units: list[dict[str, Any]], quality_name: str) -> None:

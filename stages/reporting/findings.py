@@ -26,6 +26,7 @@ from stages.tracking.record import CellRecord
 KEPT = 0.99
 """The share of dense quality that the papers' transfer is said to keep."""
 IMAGE_TASK = "vision"
+Verdict = Literal["reproduced", "not reproduced", "not comparable", "open", "measured"]
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,18 @@ class Finding:
 
     ours: str
     conditions: str
-    verdict: Literal["reproduced", "not reproduced", "not comparable", "open", "measured"]
+    verdict: Verdict
 
 
 def needs(what: str) -> Callable[[list[CellRecord]], list[Finding]]:
     """An entry that no record can answer yet, and what would."""
-    return lambda records: [_open(what)]
+    return lambda records: [no_record(what)]
 
 
 def image_points(records: list[CellRecord]) -> list[Finding]:
     """Quality lost and parameters saved on the image task: another network, other data than the claim's."""
     said = []
-    for record, budget, stage in _eugens(records, IMAGE_TASK):
+    for record, budget, stage in eugens(records, IMAGE_TASK):
         comparison = verdicts.against_dense(record, budget, stage)
         cost = cost_at(record, budget)
         if comparison and cost:
@@ -54,7 +55,7 @@ def image_points(records: list[CellRecord]) -> list[Finding]:
             size = f"a network of {text.number(cost.params_dense / 1e6)} M parameters, ViT-B has 86 M"
             where = f"{_where(record, budget, stage, comparison.difference)}; {size}"
             said.append(Finding(f"{lost}, {saved}", where, "not comparable"))
-    return said or [_open(f"records of a task `{IMAGE_TASK}`")]
+    return said or [no_record(f"records of a task `{IMAGE_TASK}`")]
 
 
 def above_low_rank(records: list[CellRecord]) -> list[Finding]:
@@ -63,17 +64,17 @@ def above_low_rank(records: list[CellRecord]) -> list[Finding]:
     rivals = [record for record in images if verdicts.layer_of(record).startswith("low_rank")]
     said = [
         _compared(record, other, budget, stage, comparison)
-        for record, budget, stage in _eugens(images)
+        for record, budget, stage in eugens(images)
         for other in rivals
         if (comparison := verdicts.against(record, other, budget, stage))
     ]
-    return said or [_open(f"records of a task `{IMAGE_TASK}` with EUGen and low-rank rows at one budget")]
+    return said or [no_record(f"records of a task `{IMAGE_TASK}` with EUGen and low-rank rows at one budget")]
 
 
 def retention(records: list[CellRecord]) -> list[Finding]:
     """Share of the dense quality that transfer alone keeps, and its seconds."""
     said = []
-    for record, budget, stage in _eugens(records):
+    for record, budget, stage in eugens(records):
         if stage != "transfer" or not record.higher_is_better:
             continue
         dense = dense_scores(record, budget)
@@ -88,18 +89,18 @@ def retention(records: list[CellRecord]) -> list[Finding]:
         said.append(
             Finding(share, f"{_where(record, budget, stage, kept)}; {text.number(seconds)} s", verdict)
         )
-    return said or [_open("records of EUGen rows on any task")]
+    return said or [no_record("records of EUGen rows on any task")]
 
 
 def trainable_projection(records: list[CellRecord]) -> list[Finding]:
     """Rows whose projection is trained, as it is by default, against the same row with a fixed one."""
-    pairs = list(_variants(records, "trainable", lambda a, b: a is not False and b is False))
+    pairs = list(variants(records, "trainable", lambda a, b: a is not False and b is False))
     return _of_pairs(pairs, "EUGen rows that differ in `trainable` alone")
 
 
 def norm_slot(records: list[CellRecord]) -> list[Finding]:
     """Rows with the norm slot against the same row without."""
-    pairs = list(_variants(records, "norm_slot", lambda a, b: a is True and not b))
+    pairs = list(variants(records, "norm_slot", lambda a, b: a is True and not b))
     return [
         _as_answer(finding) for finding in _of_pairs(pairs, "EUGen rows that differ in `norm_slot` alone")
     ]
@@ -109,18 +110,18 @@ def against_narrow(records: list[CellRecord]) -> list[Finding]:
     """EUGens against the narrower block at equal budget, every task and stage."""
     said = [
         _as_answer(_compared(record, other, budget, stage, comparison))
-        for record, budget, stage in _eugens(records)
+        for record, budget, stage in eugens(records)
         for other in records
         if other.task == record.task and verdicts.layer_of(other) == "narrow"
         if (comparison := verdicts.against(record, other, budget, stage))
     ]
-    return said or [_open("records of EUGen and `narrow` rows at one budget")]
+    return said or [no_record("records of EUGen and `narrow` rows at one budget")]
 
 
 def training_cost(records: list[CellRecord]) -> list[Finding]:
     """Seconds to make an EUGen network from a trained one, beside those of training the dense one."""
     said = []
-    for record, budget, stage in _eugens(records):
+    for record, budget, stage in eugens(records):
         at_budget = [result for result in record.seeds if result.budget == budget]
         if stage == "finetuned":
             at_budget = [result for result in at_budget if result.quality_finetuned is not None]
@@ -132,7 +133,7 @@ def training_cost(records: list[CellRecord]) -> list[Finding]:
         beside = f"dense training {text.number(dense)} s" if dense else "the dense network came trained"
         where = f"{_where(record, budget, stage, spent)}; {beside}; {record.environment.processor}"
         said.append(Finding(f"{text.number(spent.mean)} s per seed", where, "measured"))
-    return said or [_open("records of EUGen rows on any task")]
+    return said or [no_record("records of EUGen rows on any task")]
 
 
 def error_bars(records: list[CellRecord]) -> list[Finding]:
@@ -140,7 +141,7 @@ def error_bars(records: list[CellRecord]) -> list[Finding]:
     counts = [len(scores(r, b, s)) for r in records if r.method != DENSE for b in budgets(r) for s in STAGES]
     counts = [count for count in counts if count]
     if not counts:
-        return [_open("committed records")]
+        return [no_record("committed records")]
     enough = sum(count >= 3 for count in counts)
     ours = f"{min(counts)} to {max(counts)} seeds; {enough} of {len(counts)} results have 3 or more"
     return [Finding(ours, "all committed rows, each stage; 95 % Student-t intervals", "measured")]
@@ -149,15 +150,16 @@ def error_bars(records: list[CellRecord]) -> list[Finding]:
 def in_transformers(records: list[CellRecord]) -> list[Finding]:
     """EUGens against the dense Transformer of each task."""
     said = []
-    for record, budget, stage in _eugens(records):
+    for record, budget, stage in eugens(records):
         comparison = verdicts.against_dense(record, budget, stage)
         if comparison and record.task in ("embedding", IMAGE_TASK):
             ours = f"{text.difference(comparison.difference)} {record.quality_name} against dense"
             said.append(Finding(ours, _where(record, budget, stage, comparison.difference), "measured"))
-    return said or [_open("records of a Transformer task")]
+    return said or [no_record("records of a Transformer task")]
 
 
-def _eugens(records: list[CellRecord], task: str | None = None) -> Iterator[tuple[CellRecord, float, Stage]]:
+def eugens(records: list[CellRecord], task: str | None = None) -> Iterator[tuple[CellRecord, float, Stage]]:
+    """EUGen rows, of one task or of all, at every budget and stage that has a result."""
     for record in records:
         if verdicts.is_eugen(record) and task in (None, record.task):
             for budget in budgets(record):
@@ -171,7 +173,7 @@ def _section(record: CellRecord) -> dict[str, Any]:
     return next((v for v in record.params.values() if isinstance(v, dict) and "layer" in v), {})
 
 
-def _variants(
+def variants(
     records: list[CellRecord], key: str, wanted: Callable[[Any, Any], bool]
 ) -> Iterator[tuple[CellRecord, CellRecord]]:
     """EUGen rows of one task whose parameters differ in `key` alone."""
@@ -192,7 +194,7 @@ def _of_pairs(pairs: list[tuple[CellRecord, CellRecord]], missing: str) -> list[
         for stage in STAGES
         if (comparison := verdicts.against(first, second, budget, stage))
     ]
-    return said or [_open(missing)]
+    return said or [no_record(missing)]
 
 
 def _compared(
@@ -227,5 +229,6 @@ def _refine_steps(record: CellRecord) -> int:
     return record.params.get("task", {}).get("transfer", {}).get("refine_steps", 0)
 
 
-def _open(missing: str) -> Finding:
+def no_record(missing: str) -> Finding:
+    """An open entry, and what would answer it."""
     return Finding(text.NONE, f"needs {missing}", "open")

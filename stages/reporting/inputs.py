@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from stages.tracking.record import SCHEMA_VERSION, CellRecord, Failure, Record
+from stages.tracking.record import SCHEMA_VERSION, CellRecord, Failure, NotApplicable, Record
 
 DENSE = "dense"
 """The row that every other row is measured against."""
@@ -30,6 +31,8 @@ class Inputs:
     failures: list[Failure] = field(default_factory=list)
     study: dict[str, Any] | None = None
     """The `study` profile's parameters, to say what it would add; None where it is not at hand."""
+    inapplicable: list[NotApplicable] = field(default_factory=list)
+    """Cells that have no meaning; neither finished nor failed."""
 
     @property
     def tasks(self) -> list[str]:
@@ -78,9 +81,9 @@ def read_record(path: Path, kind: type[_R], cure: str) -> _R:
     return record
 
 
-def read_cell(path: Path, task: str, method: str, cure: str) -> CellRecord:
+def read_cell(path: Path, task: str, method: str, cure: str) -> CellRecord | NotApplicable:
     """Read the record of a named cell. Raises ReportError also if it is some other cell's."""
-    record = read_record(path, CellRecord, cure)
+    record = read_record(path, NotApplicable if _says_not_applicable(path) else CellRecord, cure)
     if (record.task, record.method) != (task, method):
         raise ReportError(
             f"{path}: holds the cell {record.task}/{record.method}, not {task}/{method}; {cure}"
@@ -88,20 +91,32 @@ def read_cell(path: Path, task: str, method: str, cure: str) -> CellRecord:
     return record
 
 
+def _says_not_applicable(path: Path) -> bool:
+    """Which of the two records a cell's file is; a broken file is left to the reader of whole records."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "not_applicable" in content
+
+
 def read_run(root: Path) -> Inputs:
     """Read what the current run left under `root`: a record or a reason for every cell of params.yaml."""
     params = read_params(root / "params.yaml")
     notes = read_failures(root / "results" / "failures")
-    records, failures = [], []
+    records, failures, inapplicable = [], [], []
     for task in params["tasks"]:
         for method in params["methods"]:
             outcome = _outcome(root, params, notes, task, method)
             if isinstance(outcome, Failure):
                 failures.append(outcome)
+            elif isinstance(outcome, NotApplicable):
+                inapplicable.append(outcome)
             else:
                 records.append(outcome)
     study = root / "params" / "study.yaml"
-    return Inputs(params, records, failures, read_params(study) if study.is_file() else None)
+    known = read_params(study) if study.is_file() else None
+    return Inputs(params, records, failures, known, inapplicable)
 
 
 def read_failures(folder: Path) -> list[Failure]:
@@ -111,17 +126,19 @@ def read_failures(folder: Path) -> list[Failure]:
 
 
 def read_committed(root: Path) -> list[CellRecord]:
-    """Read reports/records/<task>/<method>.json, sorted by path."""
-    return list(_committed(root / "reports" / "records"))
+    """Read reports/records/<task>/<method>.json, sorted by path; cells that do not apply hold no numbers."""
+    return [cell for cell in _committed(root / "reports" / "records") if isinstance(cell, CellRecord)]
 
 
-def _committed(folder: Path) -> Iterator[CellRecord]:
+def _committed(folder: Path) -> Iterator[CellRecord | NotApplicable]:
     for path in sorted(folder.glob("*/*.json")):
         cure = f"restore it with `git checkout -- {path}`"
         yield read_cell(path, path.parent.name, path.stem, cure)
 
 
-def _outcome(root: Path, params: dict, notes: list[Failure], task: str, method: str) -> CellRecord | Failure:
+def _outcome(
+    root: Path, params: dict, notes: list[Failure], task: str, method: str
+) -> CellRecord | NotApplicable | Failure:
     """A failed stage wins over a record: DVC leaves the last run's record in place when a cell fails."""
     for note in notes:
         if note.task == task and note.method in (None, method):

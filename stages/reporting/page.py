@@ -11,8 +11,8 @@ from jinja2 import Environment as Templates
 from jinja2 import FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from stages.reporting import tables, verdicts
-from stages.reporting.figures import Figure
+from stages.reporting import conditions, tables, verdicts
+from stages.reporting.drawing import Figure
 from stages.reporting.inputs import Inputs, ReportError
 from stages.reporting.intervals import budgets
 from stages.reporting.table import COLUMNS, is_provisional
@@ -29,16 +29,18 @@ def render(inputs: Inputs, figures: list[Figure], template: Path) -> str:
     return templates.get_template(template.name).render(
         profile=inputs.params.get("profile", "unknown"),
         cells=len(inputs.records) + len(inputs.failures),
+        inapplicable=len(inputs.inapplicable),
+        omissions=conditions.not_applicable(inputs.records, inputs.inapplicable),
         finished=len(inputs.records),
         provisional=provisional_reasons(inputs),
         tasks=[_task(inputs, figures, task) for task in inputs.tasks],
         failures=inputs.failures,
         overview=tables.all_rows(inputs.records),
-        machines=tables.machines(inputs.records),
+        machines=conditions.machines(inputs.records),
         mixed=mixed_environments(inputs.records),
-        versions=tables.versions(inputs.records),
-        data=tables.hashes(inputs.records),
-        overheads=tables.overheads(inputs.records),
+        versions=conditions.versions(inputs.records),
+        data=conditions.hashes(inputs.records),
+        overheads=conditions.overheads(inputs.records),
         study=_study(inputs),
         glossary=COLUMNS,
         parameters=yaml.safe_dump(inputs.params, sort_keys=False, allow_unicode=True),
@@ -99,7 +101,7 @@ def _study(inputs: Inputs) -> tables.Table | None:
     if inputs.study is None or inputs.params.get("profile") == inputs.study.get("profile"):
         return None
     here, there = dict(_flatten(inputs.params)), dict(_flatten(inputs.study))
-    return tables.differences(here, there)
+    return conditions.differences(here, there)
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

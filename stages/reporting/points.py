@@ -7,9 +7,12 @@ from typing import Any
 
 from stages.reporting.inputs import DENSE
 from stages.reporting.intervals import STAGES, Interval, budgets, mean_interval, scores
-from stages.reporting.table import latencies_at
+from stages.reporting.settings import setting_scores
+from stages.reporting.table import cost_at, latencies_at
 from stages.tracking.record import CellRecord, Latency
 
+MOST_ROWS = 45
+"""Rows of one figure; more are not read, and do not fit a screen."""
 Timing = tuple[str, str, int]
 """Device, dtype and batch of a latency."""
 
@@ -75,6 +78,7 @@ def speeds(records: list[CellRecord], timing: Timing) -> list[dict[str, Any]]:
         {
             "row": record.method if record.method == DENSE else f"{record.method} {budget:g}",
             "method": record.method,
+            "budget": budget,
             "speedup": latency.speedup,
             "speedup_low": latency.speedup_low,
             "speedup_high": latency.speedup_high,
@@ -84,6 +88,42 @@ def speeds(records: list[CellRecord], timing: Timing) -> list[dict[str, Any]]:
         for budget in budgets(record)
         for latency in _timed(record, budget, timing)
     ]
+
+
+def ends(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
+    """The rows, and whether some were left out: of a sweep too long to draw, each method's two ends stay."""
+    if len(rows) <= MOST_ROWS:
+        return rows, False
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["method"], []).append(row["budget"])
+    kept = [row for row in rows if row["budget"] in (min(found[row["method"]]), max(found[row["method"]]))]
+    return kept, len(kept) < len(rows)
+
+
+def sweep(records: list[CellRecord], setting: str) -> list[dict[str, Any]]:
+    """Quality of one setting beside features and MACs, a row per method and budget below the dense cost."""
+    rows = []
+    for record in records:
+        for budget in budgets(record):
+            interval = mean_interval(list(setting_scores(record, budget, setting).values()))
+            cost = cost_at(record, budget)
+            features = [n for r in record.seeds if r.budget == budget for n in r.num_features]
+            if budget == 1 or interval is None or cost is None or not features:
+                continue
+            rows.append(
+                {
+                    "method": record.method,
+                    "budget": budget,
+                    "features": fmean(features),
+                    "macs": cost.ffn_macs / cost.ffn_macs_dense,
+                    "quality": interval.mean,
+                    # A band that reached 0 would have no end on a logarithmic axis.
+                    "quality_low": max(interval.low, interval.mean / 10),
+                    "quality_high": interval.high,
+                }
+            )
+    return rows
 
 
 def fits(records: list[CellRecord], budget: float) -> list[dict[str, Any]]:

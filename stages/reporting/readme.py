@@ -49,25 +49,29 @@ def readme_table(records: list[CellRecord]) -> str:
 
 
 def _task(task: str, rows: list[tuple[CellRecord, float]]) -> list[str]:
-    dense = [row for row in rows if row[0].method == DENSE]
     replaced = [row for row in rows if row[0].method != DENSE]
     if not replaced:
         return []
-    largest, *others = sorted({budget for _, budget in replaced}, reverse=True)
+    # A budget of 1 is no size: rows that cost the dense block's MACs stand with dense, above the others.
+    whole = [row for row in rows if row[1] == 1]
+    swept = sorted({budget for _, budget in replaced if budget < 1}, reverse=True)
+    largest, *others = swept or [1.0]
     finding = verdicts.verdict([record for record, _ in _at(replaced, largest)], largest, "transfer")
     lines = ["", _caption(task, replaced), "", escape(finding), ""]
-    lines += _table(dense + _at(replaced, largest))
-    if others:
+    lines += _table(_at(whole, 1) + (_at(replaced, largest) if swept else []))
+    if len(swept) > verdicts.MOST_BUDGETS:
+        lines += ["", f"Budgets {text.listing([f'{budget:g}' for budget in others])}: in the report."]
+    elif others:
         lines += ["", "<details><summary>Smaller budgets</summary>", ""]
         lines += [*_table([row for budget in others for row in _at(replaced, budget)]), "", "</details>"]
     return lines
 
 
 def _at(rows: list[tuple[CellRecord, float]], budget: float) -> list[tuple[CellRecord, float]]:
-    """Rows of one budget, best mean first."""
-    higher = rows[0][0].higher_is_better
+    """Rows of one budget, best mean first, dense before all."""
     found = [row for row in rows if row[1] == budget]
-    return sorted(found, key=lambda row: _final(*row).mean, reverse=higher)
+    sign = -1 if rows and rows[0][0].higher_is_better else 1
+    return sorted(found, key=lambda row: (row[0].method != DENSE, sign * _final(*row).mean))
 
 
 def _final(record: CellRecord, budget: float) -> Interval:

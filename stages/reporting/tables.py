@@ -9,8 +9,12 @@ from statistics import fmean, median
 from stages.reporting import text, verdicts
 from stages.reporting.inputs import DENSE
 from stages.reporting.intervals import STAGE_NAMES, STAGES, budgets, mean_interval, scores
+from stages.reporting.settings import in_words, setting_scores, settings_of
 from stages.reporting.table import COLUMNS, cost_at, is_provisional, latencies_at, results
 from stages.tracking.record import CellRecord, SeedResult
+
+LONG = 48
+"""Rows of the longest table that is shown at once."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +27,23 @@ class Table:
     labels: int = 1
     """How many leading columns are labels: set left, the others right."""
 
+    @property
+    def folded(self) -> bool:
+        """Whether the page shows it only when asked: a table of several screens hides what follows it."""
+        return len(self.rows) > LONG
+
 
 def of_task(records: list[CellRecord]) -> Iterator[Table]:
     """A task's tables, in the order of the page."""
+    settings = settings_of(records)
+    for budget in reversed(verdicts.task_budgets(records) if settings else []):
+        yield by_setting(records, settings, budget)
     yield quality(records)
     yield comparisons(records)
     yield latency(records)
     yield cost(records)
-    yield fit(records)
+    if not settings:  # there a block's fit is its setting's quality
+        yield fit(records)
     yield seconds(records)
 
 
@@ -46,12 +59,11 @@ def quality(records: list[CellRecord]) -> Table:
         "final − dense",
     ]
     columns += ["against dense", "provisional", "learning rates"]
-    extras = sorted(
-        {name for record in records for result in record.seeds for name in result.extra_transfer_only}
-    )
-    columns += [f"{name}, {stage}" for name in extras for stage in ("transfer", "fine-tuned")]
-    rows = [_quality_row(record, budget, extras) for record in records for budget in budgets(record)]
     name = records[0].quality_name
+    measures = {key for record in records for result in record.seeds for key in result.extra_transfer_only}
+    extras = sorted(key for key in measures if not key.startswith(f"{name}."))  # those have their own table
+    columns += [f"{extra}, {stage}" for extra in extras for stage in ("transfer", "fine-tuned")]
+    rows = [_quality_row(record, budget, extras) for record in records for budget in budgets(record)]
     caption = (
         f"{name}: mean ± 95 % Student-t half-width over n seeds. The interval covers the seeds' spread, not "
         "the choice of test examples."
@@ -80,6 +92,29 @@ def _quality_row(record: CellRecord, budget: float, extras: list[str]) -> list[s
 def _extra(at_budget: list[SeedResult], name: str) -> list[str]:
     kinds = ([r.extra_transfer_only for r in at_budget], [r.extra_finetuned for r in at_budget])
     return [text.quality(mean_interval([kind[name] for kind in dicts if name in kind])) for dicts in kinds]
+
+
+def by_setting(records: list[CellRecord], settings: list[str], budget: float) -> Table:
+    """The settings' own quality at one budget, best mean first."""
+    higher = records[0].higher_is_better
+    found = [
+        (mean, record)
+        for record in verdicts.rivals(records, budget)
+        if (mean := mean_interval(list(scores(record, budget, "transfer").values())))
+    ]
+    rows = []
+    for mean, record in sorted(found, key=lambda pair: pair[0].mean, reverse=higher):
+        results = [result for result in record.seeds if result.budget == budget]
+        features = [count for result in results for count in result.num_features]
+        own = [mean_interval(list(setting_scores(record, budget, name).values())) for name in settings]
+        label = [record.method, f"{fmean(features):.0f}" if features else text.NONE, text.quality(mean)]
+        rows.append([*label, *(text.number(interval and interval.mean) for interval in own)])
+    names = [in_words(name) for name in settings]
+    caption = (
+        f"{records[0].quality_name} at budget {budget:g} after transfer alone: mean of the settings ± 95 % "
+        "Student-t half-width over repeats, then each setting, whose intervals are in the figures."
+    )
+    return Table(caption, ["method", "features", "mean", *names], rows)
 
 
 def comparisons(records: list[CellRecord]) -> Table:
@@ -192,65 +227,3 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return text.number(value, 4)
     return text.NONE if value is None else str(value)
-
-
-def machines(records: list[CellRecord]) -> Table:
-    """Every distinct machine and commit, with the cells that ran there."""
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for record in records:
-        e = record.environment
-        commit = e.commit[:12] + (" + uncommitted changes" if e.dirty else "")
-        key = (
-            e.processor,
-            str(e.cores),
-            f"{e.memory_gb:.1f}",
-            e.accelerator or "none",
-            commit,
-            e.fingerprint,
-        )
-        rows.setdefault(key, []).append(f"{record.task}/{record.method}")
-    columns = ["processor", "cores", "memory, GB", "accelerator", "commit", "fingerprint", "cells"]
-    body = [[*key, str(len(cells)) if len(rows) == 1 else text.listing(cells)] for key, cells in rows.items()]
-    return Table("Where the numbers were made.", columns, body)
-
-
-def versions(records: list[CellRecord]) -> Table:
-    """Package versions, all that occur."""
-    found: dict[str, set[str]] = {}
-    for record in records:
-        for package, version in record.environment.versions.items():
-            found.setdefault(package, set()).add(version)
-    rows = [[package, text.listing(sorted(found[package]))] for package in sorted(found)]
-    return Table("Versions.", ["package", "version"], rows)
-
-
-def hashes(records: list[CellRecord]) -> Table:
-    """SHA-256 of data and weights, shortened for reading."""
-    rows = []
-    for record in records:
-        for kind, named in (("data", record.data_sha256), ("weights", record.weights_sha256)):
-            rows += [[record.task, record.method, kind, name, digest[:16]] for name, digest in named.items()]
-    return Table(
-        "First 16 digits of SHA-256 of data and weights.",
-        ["task", "method", "kind", "name", "sha256"],
-        rows,
-        5,
-    )
-
-
-def overheads(records: list[CellRecord]) -> Table:
-    """Seconds of each stage that were not its own work."""
-    found: dict[str, list[float]] = {}
-    for record in records:
-        for stage, value in record.stage_overhead_seconds.items():
-            found.setdefault(stage, []).append(value)
-    rows = [[s, str(len(v)), text.number(median(v)), text.number(max(v))] for s, v in found.items()]
-    caption = "Seconds of each stage spent on import, tracking and start-up."
-    return Table(caption, ["stage", "runs", "median", "most"], rows)
-
-
-def differences(here: dict[str, str], there: dict[str, str]) -> Table:
-    """Parameters that differ between this run and the `study` profile."""
-    keys = [key for key in {**there, **here} if here.get(key) != there.get(key)]
-    rows = [[key, here.get(key, text.NONE), there.get(key, text.NONE)] for key in keys]
-    return Table("What the study profile does otherwise.", ["parameter", "this run", "study"], rows, 3)

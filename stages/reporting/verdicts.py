@@ -19,6 +19,8 @@ from stages.reporting.intervals import (
 from stages.reporting.table import latencies_at
 from stages.tracking.record import CellRecord, Latency
 
+MOST_BUDGETS = 3
+"""A task with more has sentences for the smallest and the largest alone."""
 CONTROLS = ("narrow", "prune")
 """Rows that cost nothing to think of: what an EUGen must beat to be worth its name."""
 
@@ -59,10 +61,26 @@ def headline(inputs: Inputs, task: str) -> list[str]:
     """What was measured on a task, then per budget the verdicts and the speed."""
     records = inputs.of_task(task)
     said = [_scope(inputs, records)]
-    for budget in reversed(task_budgets(records)):
+    told, others = _told(task_budgets(records))
+    if others:
+        named = text.listing([f"{budget:g}" for budget in others])
+        said.append(f"Sentences are for the ends of the sweep; budgets {named} are in the tables.")
+    for budget in reversed(told):
         said += [verdict(records, budget, stage) for stage in STAGES if _ranked(records, budget, stage)]
         said += _speed(records, budget)
     return said
+
+
+def _told(found: list[float]) -> tuple[list[float], list[float]]:
+    """The budgets of the headline, and those that only tables show: of a long sweep, its ends are told.
+
+    A budget of 1 is not a sweep's end: rows that cost what the dense block costs have it.
+    """
+    swept = [budget for budget in found if budget < 1]
+    if len(swept) <= MOST_BUDGETS:
+        return found, []
+    told = [swept[0], swept[-1], *(budget for budget in found if budget == 1)]
+    return told, [budget for budget in found if budget not in told]
 
 
 def control(records: list[CellRecord]) -> list[tuple[bool, str]]:

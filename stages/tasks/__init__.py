@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from eugen.local_training import Passes
 from stages.params import Params, ParamsError, TaskSettings, validate
 
 DATA = Path("data")
@@ -33,6 +34,10 @@ class DataSource:
     rows: int
 
 
+class DoesNotApply(ValueError):
+    """A row that has no meaning for a task; the message says why."""
+
+
 class Task(ABC):
     """What the six verbs ask of a task. Data are read from `folder` when first needed.
 
@@ -42,6 +47,8 @@ class Task(ABC):
     name: ClassVar[str]
     quality_name: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+    computed: ClassVar[bool] = False
+    """Whether the data are computed here, without an archive to fetch."""
     Settings: ClassVar[type[TaskSettings]]
 
     def __init__(self, settings: TaskSettings, folder: Path, device: str = "cpu") -> None:
@@ -84,6 +91,18 @@ class Task(ABC):
     @abstractmethod
     def example(self, batch: int) -> Any:
         """An input of fixed shape with that many examples, for cost and latency."""
+
+    def local_units(self, model: nn.Module) -> tuple[list[nn.Module], nn.Linear]:
+        """The network as a chain of units and its head, for rows that train layer by layer.
+
+        Raises:
+            DoesNotApply: the task's network is no such chain.
+        """
+        raise DoesNotApply(f"task {self.name!r} has no chain of units that could be trained one by one")
+
+    def local_data(self, seed: int) -> Passes:
+        """The training data for such rows: as many passes as the dense network gets, drawn by the seed."""
+        raise DoesNotApply(f"task {self.name!r} has no labelled examples for layer-local training")
 
 
 def task_names() -> list[str]:

@@ -64,8 +64,17 @@ class SeedResult(Record):
     extra_finetuned: dict[str, float] = {}
     fit_r2: list[float] = []
     """Held-out (weighted) R² of each replaced block, front to back."""
+    num_features: list[PositiveInt] = []
+    """Features of each replaced block, front to back."""
     transfer_seconds: NonNegativeFloat
     finetune_seconds: NonNegativeFloat = 0.0
+
+
+class Omission(Record):
+    """A budget at which a cell could not be made, and why."""
+
+    budget: float = Field(gt=0, le=1)
+    reason: str
 
 
 class Cost(Record):
@@ -131,6 +140,19 @@ class CellRecord(Record):
     weights_sha256: dict[str, str]
     stage_overhead_seconds: dict[str, float] = {}
     """Import, tracking and start-up by stage: wall time that was not the stage's own work."""
+    omitted: list[Omission] = []
+    """Budgets that buy nothing of this method on the task's blocks."""
+
+
+class NotApplicable(Record):
+    """In place of a cell's record: the method has no meaning for the task."""
+
+    schema_version: int = SCHEMA_VERSION
+    task: str
+    method: str
+    profile: str
+    not_applicable: str = Field(min_length=1)
+    """Why."""
 
 
 class Failure(Record):

@@ -5,7 +5,15 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from stages.tracking.record import CellRecord, Cost, Environment, Failure, Latency, SeedResult
+from stages.tracking.record import (
+    CellRecord,
+    Cost,
+    Environment,
+    Failure,
+    Latency,
+    NotApplicable,
+    SeedResult,
+)
 
 METHODS = {
     "dense": {"layer": "dense"},
@@ -152,3 +160,52 @@ def failure(task: str, method: str | None, stage: str = "transfer") -> Failure:
 def all_cells(**change: Any) -> list[CellRecord]:
     """Both tasks, all methods."""
     return [cell(task, method, **change) for task in TASKS for method in METHODS]
+
+
+SETTINGS = [f"{act}.{inputs}" for act in ("relu", "softplus", "gelu") for inputs in ("gaussian", "power_law")]
+SWEEP = (0.05, 0.1, 0.2, 0.4, 0.8)
+REPEATS = 4
+
+
+def kernel_cell(
+    method: str, *, strength: float = 1.0, budgets: tuple[float, ...] = SWEEP, **change: Any
+) -> CellRecord:
+    """A record of a task whose quality is an error, the mean over settings; a greater strength is better."""
+    rng = random.Random(f"kernel/{method}")
+    budgets = (1.0,) if method == "dense" else budgets
+    seeds = [
+        _kernel_seed(rng, method, strength, budget, seed) for budget in budgets for seed in range(REPEATS)
+    ]
+    values: dict[str, Any] = {
+        "quality_name": "relative_mse",
+        "higher_is_better": False,
+        "params": {"method": METHODS.get(method, {"layer": method})},
+        "dense_metrics": {"relative_mse": 8e-14},
+        "seeds": seeds,
+        "costs": [cost(budget) for budget in budgets],
+        "latencies": [latency(rng, method, budget, 128) for budget in budgets],
+    }
+    return cell("embedding", method).model_copy(update={"task": "kernel"} | values | change)
+
+
+def _kernel_seed(rng: random.Random, method: str, strength: float, budget: float, seed: int) -> SeedResult:
+    level = 8e-14 if method == "dense" else 1 / (1 + 6 * strength * budget)
+    own = {
+        f"relative_mse.{name}": level * (1 - 0.08 * i) * rng.gauss(1, 0.01) for i, name in enumerate(SETTINGS)
+    }
+    return SeedResult(
+        seed=seed,
+        budget=budget,
+        quality_dense=8e-14,
+        quality_transfer_only=sum(own.values()) / len(own),
+        extra_transfer_only=own,
+        fit_r2=[1 - value for value in own.values()],
+        num_features=[max(1, round(256 * budget))] * len(own),
+        transfer_seconds=1 + rng.random(),
+    )
+
+
+def not_applicable(task: str, method: str) -> NotApplicable:
+    """What stands in the place of a cell that has no meaning."""
+    reason = f"layer {method!r} replaces whole blocks; this one has no output matrix (down=None)"
+    return NotApplicable(task=task, method=method, profile="study", not_applicable=reason)

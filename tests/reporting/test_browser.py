@@ -38,7 +38,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records.append(factory.cell("embedding", LONG, layer={"layer": "eugen"}))
     failures = [factory.failure("vision", "snnk"), factory.failure("vision", LONG)]
     failures[1] = failures[1].model_copy(update={"error": "x" * 400})
-    build(Inputs(factory.params(profile="cpu"), records, failures, factory.params()), folder)
+    records += [factory.kernel_cell(method) for method in ("dense", "low_rank", "eugen")]
+    none = [factory.not_applicable("kernel", method) for method in ("linear", LONG)]
+    build(Inputs(factory.params(profile="cpu"), records, failures, factory.params(), none), folder)
     return folder / "report.html"
 
 
@@ -96,7 +98,8 @@ def test_the_page_never_scrolls_sideways(page: Page):
 
 
 def test_every_section_is_there_and_every_link_lands(page: Page):
-    for name in ("headline", "task-1", "task-2", "rows", "failures", "conditions", "glossary", "provisional"):
+    sections = ("headline", "task-1", "task-2", "task-3", "rows", "failures", "omissions", "conditions")
+    for name in (*sections, "glossary", "provisional"):
         assert page.locator(f"#{name}").is_visible(), name
     targets = page.evaluate("[...document.querySelectorAll('a[href^=\"#\"]')].map(a => a.hash.slice(1))")
     missing = [target for target in targets if page.locator(f"#{target}").count() != 1]
@@ -110,7 +113,7 @@ def test_figures_are_drawn_named_and_fit(page: Page):
             return [svg.width, svg.right <= innerWidth, f.querySelector('[role=img]').ariaLabel.length > 20];
         })"""
     )
-    assert len(boxes) == 11
+    assert len(boxes) == 11 + 7  # six settings, and the speed
     assert all(width > 250 and fits and named for width, fits, named in boxes)
 
 

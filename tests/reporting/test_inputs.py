@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from stages.reporting.inputs import ReportError, read_committed, read_params, read_run
+from stages.tracking.record import write_record
 
 from . import factory
-from .conftest import Run
+from .conftest import REPOSITORY, Run
 
 
 def test_every_cell_of_the_parameters_is_accounted_for(run: Run):
@@ -97,6 +99,42 @@ def test_a_record_of_another_schema_is_refused(run: Run):
     run.cells([factory.cell("embedding", "dense", schema_version=99)])
     with pytest.raises(ReportError, match="schema version 99"):
         read_run(run.root)
+
+
+def test_a_cell_that_does_not_apply_is_neither_finished_nor_failed(run: Run):
+    run.cells(factory.all_cells()[:-1])
+    write_record(
+        run.root / "results/cells/vision-eugen_teacher.json",
+        factory.not_applicable("vision", "eugen_teacher"),
+    )
+    inputs = read_run(run.root)
+    assert len(inputs.records) == 15 and inputs.failures == []
+    assert [(cell.task, cell.method) for cell in inputs.inapplicable] == [("vision", "eugen_teacher")]
+    run.fail(factory.failure("vision", "eugen_teacher"))
+    inputs = read_run(run.root)
+    assert inputs.inapplicable == [] and len(inputs.failures) == 1
+
+
+def test_a_cell_that_does_not_apply_must_say_why(run: Run):
+    run.cells(factory.all_cells())
+    path = run.root / "results/cells/vision-prune.json"
+    path.write_text(
+        json.dumps({**factory.not_applicable("vision", "prune").model_dump(), "not_applicable": ""})
+    )
+    with pytest.raises(ReportError, match=r"vision-prune\.json: not a valid NotApplicable .*not_applicable"):
+        read_run(run.root)
+
+
+def test_committed_cells_that_do_not_apply_are_passed_over(run: Run):
+    run.commit([factory.cell("vision", "prune")])
+    none = factory.not_applicable("vision", "linear")
+    write_record(run.root / "reports/records/vision/linear.json", none)
+    assert [record.method for record in read_committed(run.root)] == ["prune"]
+
+
+def test_the_committed_records_of_earlier_code_are_still_read():
+    found = read_committed(REPOSITORY)
+    assert len(found) == len(list((REPOSITORY / "reports/records").glob("*/*.json"))) > 0
 
 
 def test_a_corrupt_failure_is_named(run: Run):

@@ -11,7 +11,8 @@ import pytest
 
 from stages.report import build
 from stages.reporting import verdicts
-from stages.reporting.figures import COLOURS, figures
+from stages.reporting.drawing import COLOURS
+from stages.reporting.figures import figures
 from stages.reporting.inputs import Inputs, read_run
 from stages.reporting.page import render
 from stages.tracking.record import CellRecord

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from eugen import layers
+from eugen.local_training import rules
 from stages.params import ParamsError
 from stages.tasks import task_names
 from stages.validate import check
@@ -61,10 +62,49 @@ FAULTS: list[tuple[str, Any, str]] = [
         f"new.layer = 'fast': unknown layer, use one of {', '.join(layers())}",
     ),
     ("methods.new", {"layer": ["eugen"]}, r"methods.new.layer = \['eugen'\]: unknown layer"),
+    ("methods.new", {"layer": "int8", "of": {"layer": "fast"}}, "new.of.layer = 'fast': unknown layer, use"),
+    ("methods.new", {"layer": "int8", "of": "eugen"}, "new.of = 'eugen': must be a mapping such as {layer: "),
+    (
+        "methods.new",
+        {"layer": "int8", "of": {"layer": "eugen", "degree": 2}},
+        "new.of.degree = 2: unknown key",
+    ),
+    (
+        "methods.new",
+        {"layer": "int8", "of": {"layer": "eugen", "budget": 0.3}},
+        "new.of.budget = 0.3: unknown",
+    ),
+    (
+        "methods.new",
+        {"layer": "bf16", "of": {"layer": "eugen", "order": "2"}},
+        "new.of.order = '2': .*integer",
+    ),
+    ("methods.new", {"layer": "ffsplit", "heavy": 1.5}, "methods.new: heavy=1.5 must be in"),
     ("methods.eugen.degree", 2, "methods.eugen.degree = 2: unknown key, allowed are .*order"),
     ("methods.eugen.budget", 0.2, "methods.eugen.budget = 0.2: unknown key"),
     ("methods.eugen.order", "two", "methods.eugen.order = 'two': .*valid integer"),
     ("methods.eugen.projection", "best", "methods.eugen: projection='best' .* use one of "),
+    (
+        "methods.new",
+        {"layer": "dense", "training": "hebb"},
+        f"new.training.rule = 'hebb': unknown rule, use one of {', '.join(rules())}",
+    ),
+    ("methods.new", {"layer": "dense", "training": 3}, "new.training = 3: must be a rule or a mapping such"),
+    (
+        "methods.new",
+        {"layer": "dense", "training": {"rule": "mono_forward", "rate": 1}},
+        "new.training.rate = 1: unknown key, allowed are learning_rate",
+    ),
+    (
+        "methods.new",
+        {"layer": "dense", "training": {"rule": "mono_forward", "learning_rate": "fast"}},
+        "new.training.learning_rate = 'fast': .*valid number",
+    ),
+    (
+        "methods.new",
+        {"layer": "dense", "training": {"rule": "forward_projection", "passes": 0}},
+        "methods.new.training: passes=0 must be",
+    ),
     (f"{V}.finetune.steps", "many", f"{V}.finetune.steps = 'many': .*valid integer"),
     (f"{V}.transfer.budgets", [0.3, 0.0], f"{V}.transfer.budgets.1 = 0.0: .*greater than 0"),
     (f"{V}.transfer.budgets", [1.5], f"{V}.transfer.budgets.0 = 1.5: .*less than or equal to 1"),
@@ -90,6 +130,37 @@ def test_a_fault_is_told_by_key_value_and_what_is_allowed(tmp_path, place, value
     said = fault(tmp_path, changed(place, value))
     assert re.search(message, said), said
     assert "\n" not in said
+
+
+def test_rows_inside_rows_get_the_outer_budget(tmp_path):
+    rows = {
+        "quantised": {"layer": "int8", "of": {"layer": "eugen", "order": 3}},
+        "twice": {"layer": "bf16", "of": {"layer": "ffsplit", "heavy": 0.2, "of": {"layer": "prune"}}},
+        "plain": {"layer": "int8"},
+    }
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed("methods", GOOD["methods"] | rows)))
+    methods = check(tmp_path / "params.yaml").methods
+    known = layers()
+    quantised, twice = methods["quantised"].config(0.3), methods["twice"].config(0.3)
+    assert quantised == known["int8"](of=known["eugen"](order=3), budget=0.3)
+    assert quantised.inner == known["eugen"](order=3, budget=0.3)
+    assert twice.inner == known["ffsplit"](of=known["prune"](), heavy=0.2, budget=0.3)
+    assert methods["quantised"].budgets([0.3, 0.5]) == [0.3, 0.5]
+    assert methods["plain"].budgets([0.3, 0.5]) == [1.0]
+
+
+def test_a_row_names_its_rule_with_or_without_hyperparameters(tmp_path):
+    def row(training: Any) -> Any:
+        params = changed("methods.new", {"layer": "narrow", "training": training})
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+        return check(tmp_path / "params.yaml").method("new")
+
+    plain = row("mono_forward")
+    assert plain.training == rules()["mono_forward"]() and "training" not in plain.fields
+    given = row({"rule": "mono_forward", "learning_rate": 0.5})
+    assert given.section == {"layer": "narrow", "training": {"rule": "mono_forward", "learning_rate": 0.5}}
+    assert plain.section == row({"rule": "mono_forward"}).section != given.section
+    assert check(tmp_path / "params.yaml").method("narrow").section == {"layer": "narrow"}
 
 
 @pytest.mark.parametrize("place", ["profile", "run", "tasks", "methods", "tasks.vision.data.test"])
@@ -145,7 +216,7 @@ def test_a_profile_is_valid_and_names_itself(profile):
 
 
 def test_the_four_profiles_are_there_and_the_default_is_cpu():
-    assert [path.stem for path in PROFILES] == ["cpu", "gpu", "smoke", "study"]
+    assert [path.stem for path in PROFILES] == ["cpu", "gpu", "smoke", "study", "study_kernel", "study_local"]
 
     def committed(name: str) -> bytes:  # `make bench PROFILE=…` rightly puts another one into the clone
         shown = subprocess.run(["git", "show", f":{name}"], cwd=ROOT, capture_output=True, check=True)
@@ -192,3 +263,12 @@ def test_what_a_stage_depends_on_is_there_or_made_by_another(profile):
             for part in key.split("."):
                 assert part in section, key
                 section = section[part]
+
+
+def test_every_library_file_that_decides_a_transfer_makes_it_stale():
+    """Costs and timing decide no weights, and bundling is not part of the pipeline."""
+    apart = {"__init__.py", "bundle.py", "cost.py", "shapes.py", "timing.py"}
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["transfer"]["deps"]
+    files = {path.name for path in (ROOT / "eugen").iterdir() if path.suffix == ".py" or path.is_dir()}
+    listed = {dep.removeprefix("eugen/") for dep in deps if dep.startswith("eugen/")}
+    assert listed == files - apart - {"__pycache__"}

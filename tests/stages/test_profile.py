@@ -38,6 +38,7 @@ def moved(seed: int, budget: float, quality: float = 0.8) -> dict[str, Any]:
         "extra": {"top5": 0.95},
         "fit_r2": [0.9, 0.8],
         "macs_ratio": [budget, budget],
+        "num_features": [64, 64],
     }
 
 
@@ -93,13 +94,15 @@ class Cell:
     def __init__(self, method: str, seeds: list[int], tuned_seeds: list[int], budgets: list[float]) -> None:
         self.method = STUDY.method(method)
         units = [moved(seed, budget) for budget in budgets for seed in seeds]
+        self.omitted = [{"budget": 0.01, "reason": "too small"}]
         later = [tuned(seed, budgets[0]) for seed in tuned_seeds]
         base = Path("artifacts/baseline/vision")
         write_json(base / RECORD_FILE, BASE)
         (base / "dense.safetensors").write_text("dense")
         for folder, stage_units in ((profile.TRANSFERRED, units), (profile.FINETUNED, later)):
             place = folder / "vision" / method
-            write_json(place / RECORD_FILE, {"units": stage_units})
+            made = {"units": stage_units, "omitted": self.omitted, "not_applicable": None}
+            write_json(place / RECORD_FILE, made if folder == profile.TRANSFERRED else {"units": stage_units})
             for unit in stage_units:
                 path = place / f"{unit_name(unit['seed'], unit['budget'])}.safetensors"
                 path.write_text(f"{folder} {path.stem}")
@@ -135,6 +138,8 @@ def test_a_record_holds_what_every_stage_left():
     overhead = {"prepare": 2.0, "baseline": 3.0, "transfer": 4.0, "finetune": 5.0, "profile": 6.0}
     assert record.stage_overhead_seconds == overhead
     assert record.data_sha256 == {"mnist": "ab"}
+    assert [(omission.budget, omission.reason) for omission in record.omitted] == [(0.01, "too small")]
+    assert {tuple(seed.num_features) for seed in record.seeds} == {(64, 64)}
 
 
 def test_every_weight_file_is_in_the_record_by_its_hash():

@@ -1,0 +1,136 @@
+"""What the records say of the synthetic kernels, of the order and of quantisation: ledger entries."""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import fmean
+
+from stages.reporting import text, verdicts
+from stages.reporting.findings import Finding, Verdict, eugens, no_record, variants
+from stages.reporting.intervals import Comparison, Stage, budgets, compare, final_scores, scores
+from stages.reporting.settings import setting_scores, settings_of
+from stages.reporting.table import latencies_at
+from stages.tracking.record import CellRecord
+
+TASK = "kernel"
+RIVALS = ("snnk", "low_rank")
+"""The layers that the claim names; the stronger, activation-aware low rank stands in the report."""
+ENOUGH = 3
+"""The order above which the papers find no gain."""
+
+
+def synthetic(records: list[CellRecord]) -> list[Finding]:
+    """Each EUGen against each SNNK and low-rank row at equal budget: a line per pair, all settings in it."""
+    rows = [record for record in records if record.task == TASK]
+    said = [
+        _pair(first, second)
+        for first in rows
+        if verdicts.is_eugen(first)
+        for second in rows
+        if verdicts.layer_of(second) in RIVALS and set(budgets(first)) & set(budgets(second))
+    ]
+    return said or [no_record(f"records of a task `{TASK}` with EUGen, SNNK and low-rank rows at one budget")]
+
+
+def _pair(first: CellRecord, second: CellRecord) -> Finding:
+    """The mean difference over budgets, then how often a setting at a budget is better, worse or neither."""
+    shared = sorted(set(budgets(first)) & set(budgets(second)))
+    whole = compare(_over(first, shared), _over(second, shared), first.higher_is_better)
+    if whole is None:
+        return no_record("repeats of both rows with the same seeds")
+    counts = Counter(
+        comparison.verdict
+        for setting in settings_of([first, second])
+        for budget in shared
+        if (comparison := _at(first, second, budget, setting))
+    )
+    total = sum(counts.values())
+    ours = (
+        f"{text.difference(whole.difference)} {first.quality_name}: {whole.verdict}; of {total} settings × "
+        f"budgets {counts['better']} better, {counts['worse']} worse"
+    )
+    where = (
+        f"{first.method} against {second.method}, mean of budgets "
+        f"{text.listing([f'{budget:g}' for budget in shared])}, in closed form, n={whole.difference.n}"
+    )
+    return Finding(ours, where, _verdict(whole))
+
+
+def _at(first: CellRecord, second: CellRecord, budget: float, setting: str) -> Comparison | None:
+    ours, theirs = (setting_scores(record, budget, setting) for record in (first, second))
+    return compare(ours, theirs, first.higher_is_better)
+
+
+def _over(record: CellRecord, shared: list[float]) -> dict[int, float]:
+    """Mean quality over budgets by seed, for seeds that have them all."""
+    found = [scores(record, budget, "transfer") for budget in shared]
+    seeds = set.intersection(*(set(values) for values in found))
+    return {seed: fmean(values[seed] for values in found) for seed in seeds}
+
+
+def _verdict(comparison: Comparison) -> Verdict:
+    if comparison.difference.half is None:
+        return "open"
+    return "reproduced" if comparison.verdict == "better" else "not reproduced"
+
+
+def order(records: list[CellRecord]) -> list[Finding]:
+    """Rows of a higher order against the same row at order 3: enough means that they are not better."""
+    pairs = variants(records, "order", lambda a, b: (a or 2) > ENOUGH and b == ENOUGH)
+    said = []
+    for above, enough in pairs:
+        for budget in budgets(above):
+            comparison = verdicts.against(above, enough, budget, "transfer")
+            if comparison:
+                said.append(_above(above, enough, budget, comparison))
+    return said or [no_record("EUGen rows that differ in `order` alone, one of order 3 and one above")]
+
+
+def _above(above: CellRecord, enough: CellRecord, budget: float, comparison: Comparison) -> Finding:
+    if comparison.difference.half is None:
+        verdict = "open"
+    else:
+        verdict = "not reproduced" if comparison.verdict == "better" else "reproduced"
+    shown = f"{text.difference(comparison.difference)} {above.quality_name}: {comparison.verdict}"
+    where = f"{above.task}, {above.method} against {enough.method}, budget {budget:g}"
+    return Finding(shown, f"{where}, after transfer alone, n={comparison.difference.n}", verdict)
+
+
+def quantisation(records: list[CellRecord]) -> list[Finding]:
+    """EUGens at their largest budget against int8 blocks: quality, and both speed-ups over dense."""
+    said = []
+    for record, budget, stage in eugens(records):
+        if budget != max(budgets(record)) or stage != _last(record, budget):
+            continue
+        for other in (r for r in records if r.task == record.task and verdicts.layer_of(r) == "int8"):
+            said += [_quantised(record, budget, other, theirs) for theirs in budgets(other)]
+    return [finding for finding in said if finding] or [no_record("a row `int8`, timed in the same runs")]
+
+
+def _quantised(record: CellRecord, budget: float, other: CellRecord, theirs: float) -> Finding | None:
+    pair = final_scores(record, budget), final_scores(other, theirs)
+    comparison = compare(*pair, record.higher_is_better)
+    if comparison is None:
+        return None
+    ours = f"{text.difference(comparison.difference)} {record.quality_name}: {comparison.verdict}"
+    where = f"{record.task}, {record.method} at budget {budget:g} against {other.method} at {theirs:g}"
+    where += f", n={comparison.difference.n}"
+    return Finding(ours + _speeds(record, budget, other, theirs), where, "measured")
+
+
+def _last(record: CellRecord, budget: float) -> Stage:
+    return "finetuned" if scores(record, budget, "finetuned") else "transfer"
+
+
+def _speeds(first: CellRecord, budget: float, second: CellRecord, other: float) -> str:
+    """Speed-ups over dense of both at the largest batch that both were timed with."""
+    times = [
+        {(x.device, x.dtype, x.batch): x for x in latencies_at(*row)}
+        for row in ((first, budget), (second, other))
+    ]
+    shared = sorted(times[0].keys() & times[1].keys(), key=lambda key: key[2])
+    if not shared:
+        return ""
+    ours, theirs = (found[shared[-1]] for found in times)
+    said = [text.speedup(x.speedup, x.speedup_low, x.speedup_high) for x in (ours, theirs)]
+    return f"; speed-up {said[0]} against {said[1]} at batch {shared[-1][2]}"
