@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from eugen.config import LayerConfig
 from eugen.ffn import DenseFFN, FFNLayer
 from eugen.refine import LocalLoss, train
 from eugen.shapes import Float
@@ -82,3 +84,29 @@ def refine_guided(
     refined = guided.finished()
     refined.fit_readout(data)
     return refined
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfGuidedConfig(LayerConfig):
+    """A configuration whose layers are refined beside the dense block.
+
+    Args:
+        self_guided: whether they are.
+    """
+
+    self_guided: bool = True
+
+    def refine(
+        self,
+        layer: FFNLayer,
+        dense: DenseFFN,
+        data: Sequence[tuple[Tensor, Tensor, Tensor | None]],
+        *,
+        steps: int,
+        generator: torch.Generator,
+        output_weight: Tensor | None = None,
+    ) -> FFNLayer:
+        options = {"steps": steps, "generator": generator, "output_weight": output_weight}
+        if self.self_guided:
+            return refine_guided(layer, dense, data, **options)
+        return super().refine(layer, dense, data, **options)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from eugen.config import LayerConfig
 from eugen.ffn import DenseFFN, FFNLayer, TokenStream, copy_activation, new_linear
 from eugen.layers.low_rank_aware import second_moment
 from eugen.parts.structured import BlockDiagonal, pair_factors
-from eugen.self_guided import refine_guided
+from eugen.self_guided import SelfGuidedConfig
 from eugen.shapes import Float
 
 BLOCKS = 2
@@ -49,7 +47,7 @@ class BlockDenseFFN(FFNLayer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockDenseConfig(LayerConfig, name="block_dense"):
+class BlockDenseConfig(SelfGuidedConfig, name="block_dense"):
     """Both matrices fitted in closed form; the last factor is solved by least squares, as in every row.
 
     A map of n to m features with b blocks of rank ρ costs (n + b·m)·ρ MACs, and more where b does not
@@ -59,12 +57,10 @@ class BlockDenseConfig(LayerConfig, name="block_dense"):
         blocks: b; None takes 2, or 1 where the budget buys no rank with 2.
         rank: ρ of each block of both maps; None derives it from `budget`, of which a rest may buy one
             map one more.
-        self_guided: refine with the dense block as a guide.
     """
 
     blocks: int | None = None
     rank: int | None = None
-    self_guided: bool = True
 
     def build(self, dense: DenseFFN, *, generator: torch.Generator) -> BlockDenseFFN:
         self.require_ungated(dense)
@@ -120,21 +116,6 @@ class BlockDenseConfig(LayerConfig, name="block_dense"):
             set_block_factors(layer.b2, layer.readout, dense.down, second_moment(data, layer.hidden))
         layer.fit_readout(data)
         return layer
-
-    def refine(
-        self,
-        layer: FFNLayer,
-        dense: DenseFFN,
-        data: Sequence[tuple[Tensor, Tensor, Tensor | None]],
-        *,
-        steps: int,
-        generator: torch.Generator,
-        output_weight: Tensor | None = None,
-    ) -> FFNLayer:
-        options = {"steps": steps, "generator": generator, "output_weight": output_weight}
-        if self.self_guided:
-            return refine_guided(layer, dense, data, **options)
-        return super().refine(layer, dense, data, **options)
 
 
 def _costs(maps: list[tuple[int, int]], blocks: int) -> list[int]:

@@ -5,17 +5,15 @@ Each matrix becomes two block-diagonal factors with a fixed shuffle between them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from eugen.config import LayerConfig
 from eugen.ffn import DenseFFN, FFNLayer, TokenStream, copy_activation
 from eugen.layers.low_rank_aware import second_moment
 from eugen.parts.structured import BlockDiagonal, pair_factors
-from eugen.self_guided import refine_guided
+from eugen.self_guided import SelfGuidedConfig
 from eugen.shapes import Float
 
 
@@ -91,7 +89,7 @@ class BlockShuffleFFN(FFNLayer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockShuffleConfig(LayerConfig, name="block_shuffle"):
+class BlockShuffleConfig(SelfGuidedConfig, name="block_shuffle"):
     """Both matrices projected in closed form, the last factor then solved by least squares.
 
     A map of n to m features with b blocks of inner width s costs (n + m)·s MACs, and more where b does not
@@ -100,12 +98,10 @@ class BlockShuffleConfig(LayerConfig, name="block_shuffle"):
     Args:
         blocks: b; None takes that with which the budget buys the paper's inner width.
         width: s, the inner width of each block; None derives it from `budget`.
-        self_guided: refine with the dense block as a guide.
     """
 
     blocks: int | None = None
     width: int | None = None
-    self_guided: bool = True
 
     def build(self, dense: DenseFFN, *, generator: torch.Generator) -> BlockShuffleFFN:
         self.require_ungated(dense)
@@ -151,18 +147,3 @@ class BlockShuffleConfig(LayerConfig, name="block_shuffle"):
             layer.down.project(dense.down, second_moment(data, layer.hidden))
         layer.fit_readout(data)
         return layer
-
-    def refine(
-        self,
-        layer: FFNLayer,
-        dense: DenseFFN,
-        data: Sequence[tuple[Tensor, Tensor, Tensor | None]],
-        *,
-        steps: int,
-        generator: torch.Generator,
-        output_weight: Tensor | None = None,
-    ) -> FFNLayer:
-        options = {"steps": steps, "generator": generator, "output_weight": output_weight}
-        if self.self_guided:
-            return refine_guided(layer, dense, data, **options)
-        return super().refine(layer, dense, data, **options)
