@@ -219,9 +219,19 @@ def _first_layer(layers: list[nn.Module]) -> DenseFFN:
             "what follows the modules before, and give a module of your own as a list of its layers"
         )
     following = [layer for layer in layers[1:] if not isinstance(layer, (nn.Dropout, nn.Identity))]
-    # What has weights is a layer of its own.
-    has_activation = following and not any(True for _ in following[0].parameters())
+    has_activation = following and _is_activation(following[0], first)
     return DenseFFN(first, following[0] if has_activation else nn.Identity())
+
+
+def _is_activation(module: nn.Module, first: nn.Linear) -> bool:
+    """Whether a module acts on each neuron by itself; one with weights is a layer of its own."""
+    if any(True for _ in module.parameters()):
+        return False
+    z = first.weight.detach()[:, :2].T.contiguous()
+    try:
+        return torch.allclose(module(z.clone())[:, :1], module(z[:, :1].clone()))
+    except RuntimeError:  # it wants the width that it was made for
+        return False
 
 
 @torch.no_grad()

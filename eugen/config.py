@@ -31,7 +31,17 @@ class UnsuitableBlock(ValueError):
 
 
 class BudgetTooSmall(ValueError):
-    """A budget buys not one unit of a method on this block; the message names the least that does."""
+    """A budget buys not one unit of a method on this block.
+
+    Args:
+        budget: the one asked for.
+        row: the method and the block, in words.
+        least: the smallest that buys one, rounded up to a thousandth.
+    """
+
+    def __init__(self, budget: float | None, row: str, least: float) -> None:
+        self.least = math.ceil(1000 * least - 1e-9) / 1000
+        super().__init__(f"budget={budget} is too small for {row}: the least is {self.least:.3f}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +157,9 @@ class LayerConfig:
             return given
         units = (allowed - fixed) // per_unit
         if units < 1:
-            least = math.ceil(1000 * (fixed + per_unit) / dense.macs_per_token) / 1000
-            raise BudgetTooSmall(
-                f"budget={self.budget} is too small for {self.name!r} on this block ({dense.in_features}→"
-                f"{dense.hidden_features}→{dense.out_features}): the least is {least:.3f}"
-            )
+            block = f"{dense.in_features}→{dense.hidden_features}→{dense.out_features}"
+            least = (fixed + per_unit) / dense.macs_per_token
+            raise BudgetTooSmall(self.budget, f"{self.name!r} on this block ({block})", least)
         aligned = units - units % ALIGNED
         return aligned if aligned >= LEAST_KEPT * units else units
 

@@ -83,9 +83,15 @@ class FFNLayer(nn.Module):
 
     @torch.no_grad()
     def set_readout(self, weight: Float[Tensor, "d_out f"], bias: Float[Tensor, " d_out"]) -> None:
-        """Copy a solved linear map (any float dtype) into the layer."""
+        """Copy a solved linear map (any float dtype) into the layer.
+
+        Raises:
+            ValueError: the readout has no bias to take the intercept.
+        """
         assert self.readout is not None
         self.readout.weight.copy_(weight)
+        if self.readout.bias is None:
+            raise ValueError("the readout has no bias, and the solution an intercept: give the map a bias")
         self.readout.bias.copy_(bias)
 
 
@@ -154,5 +160,11 @@ def linear_of_parts(linear: nn.Module, parts: list[Float[Tensor, "t _"]]) -> Flo
 
 
 def copy_activation(act: nn.Module) -> nn.Module:
-    """An activation of its own for a new layer."""
+    """An activation of its own for a new layer, of any number of neurons.
+
+    Raises:
+        ValueError: it has a weight for each neuron of the layer it comes from.
+    """
+    if any(parameter.numel() > 1 for parameter in act.parameters()):
+        raise ValueError(f"act={act} has a weight for each neuron, a new layer has others: share one weight")
     return copy.deepcopy(act)

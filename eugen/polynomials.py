@@ -5,6 +5,7 @@ Coefficients are in ascending order: `a[i]` belongs to `zⁱ`.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ def fit_polynomial(
     deviation = deviation if deviation > 0 else torch.ones_like(deviation)
     # Powers of the standardised samples: those of z itself are far worse conditioned.
     columns = torch.linalg.vander((z - mean) / deviation, N=degree + 1)
-    values = act(z).double()
+    own = copy.deepcopy(act).double() if isinstance(act, nn.Module) else act
+    values = own(z.clone()).double()  # a clone: nn.ReLU(inplace=True) writes into what it is given
     if not torch.isfinite(values).all():
         raise ValueError("the activation is NaN or not finite at some samples: polynomials cannot follow it")
     root = share.sqrt()[:, None]
@@ -126,8 +128,8 @@ def pre_activation_polynomial(
     Raises:
         ValueError: the activation's own polynomial is of a higher degree.
     """
-    if dense.up.weight.is_meta:  # no values to look at: any coefficients give the layer's shape
-        return PolynomialFit((1.0,) * (degree + 1), 0.0)
+    if dense.up.weight.is_meta:  # no values to look at: any coefficients give the shape, and 0 fits any order
+        return PolynomialFit((0.0,) * (degree + 1), 0.0)
     if isinstance(dense.act, Polynomial):
         own = dense.act.coefficients.tolist()
         highest = max((i for i, a in enumerate(own) if a), default=0)

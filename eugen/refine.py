@@ -34,11 +34,14 @@ class LocalLoss:
         generator: torch.Generator,
         output_weight: Tensor | None = None,
     ) -> None:
+        if not data:
+            raise ValueError("the calibration data are empty: give at least one chunk of tokens")
         self.x, self.y = torch.cat([c[0] for c in data]), torch.cat([c[1] for c in data])
-        weight = None if data[0][2] is None else torch.cat([c[2] for c in data if c[2] is not None])
-        self.weight = None if weight is None else weight / weight.mean()
+        weight = torch.cat([x.new_ones(len(x)) if w is None else w for x, _, w in data])
+        self.weight = None if all(w is None for _, _, w in data) else weight / weight.mean()
         importance = torch.ones_like(self.y[0]) if output_weight is None else output_weight.to(self.y.dtype)
-        self.importance = importance / (importance * self.y.var(0)).sum()
+        spread = (importance * self.y.var(0, correction=0)).sum()
+        self.importance = importance / torch.where(spread > 0, spread, 1)
         self.generator = generator
 
     def draw(self) -> Tensor:

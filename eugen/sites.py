@@ -150,7 +150,12 @@ def _sequential(module: nn.Module) -> list[FFNParts]:
     children, found, i = list(module.named_children()), [], 0
     while i + 2 < len(children):
         (name, up), (act_name, act), (down_name, down) = children[i : i + 3]
-        if isinstance(up, nn.Linear) and isinstance(down, nn.Linear) and _is_activation(act):
+        if (
+            isinstance(up, nn.Linear)
+            and isinstance(down, nn.Linear)
+            and _is_activation(act)
+            and up.out_features == down.in_features
+        ):
             dense = DenseFFN(up, act, down)
             found.append(FFNParts(dense=dense, slot=name, bypass=(act_name, down_name), output=down_name))
             i += 3
@@ -159,8 +164,12 @@ def _sequential(module: nn.Module) -> list[FFNParts]:
     return found
 
 
+_NOT_ELEMENTWISE = (nn.GLU, nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d, nn.MultiheadAttention)
+
+
 def _is_activation(module: nn.Module) -> bool:
-    return type(module).__module__ == "torch.nn.modules.activation" and not any(module.parameters())
+    named = type(module).__module__ == "torch.nn.modules.activation"
+    return named and not any(module.parameters()) and not isinstance(module, _NOT_ELEMENTWISE)
 
 
 def _bert_pair(module: nn.Module) -> FFNParts | None:

@@ -25,7 +25,8 @@ class ReplacedSite:
         name: path of the new layer in the model.
         macs_ratio, params_ratio: the layer's inference MACs and stored weights over the dense block's.
         fit_r2: R² on held-out calibration tokens against the transfer's target, in the metric of the
-            norm that follows; None for an untrained layer or one that needs no calibration.
+            norm that follows; None for an untrained layer or one that needs no calibration. With refinement
+            the same tokens chose between the closed form and the refined layer.
     """
 
     name: str
@@ -133,7 +134,8 @@ def _check_size(config: LayerConfig, site: FFNSite) -> None:
     try:
         config.build(copy.deepcopy(site.dense).to("meta"), generator=torch.Generator())
     except ValueError as error:
-        raise type(error)(f"block {site.name or '(the model itself)'}: {error}") from error
+        error.args = (f"block {site.name or '(the model itself)'}: {error}",)
+        raise
 
 
 def _replaced(site: FFNSite, layer: FFNLayer, r2: float | None) -> ReplacedSite:

@@ -32,7 +32,7 @@ class AdaptiveLowRankFFN(LowRankFFN):
         error_msgs: list[str],
     ) -> None:
         for name, v, u in (("v1", self.v1, self.u1), ("v2", self.v2, self.readout)):
-            stored = state_dict.get(f"{prefix}{name}.weight")
+            stored = state_dict.get(f"{prefix}{name}.weight", state_dict.get(f"{prefix}{name}.quantised"))
             if v is not None and u is not None and stored is not None:
                 set_rank(v, u, rank=len(stored))
         super()._load_from_state_dict(
@@ -55,9 +55,12 @@ class DLRTConfig(LowRankAwareConfig, name="dlrt"):
 
     tolerance: float = 0.003
 
-    def build(self, dense: DenseFFN, *, generator: torch.Generator) -> AdaptiveLowRankFFN:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"tolerance={self.tolerance} must be in [0, 1)")
+
+    def build(self, dense: DenseFFN, *, generator: torch.Generator) -> AdaptiveLowRankFFN:
         low = super().build(dense, generator=generator)
         return AdaptiveLowRankFFN(low.v1, low.u1, low.act, low.v2, low.readout)
 

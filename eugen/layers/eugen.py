@@ -99,7 +99,10 @@ class EUGen(FFNLayer):
         Not merged, W2 stays as it is and A = W2⁺·weight, the smallest A with W2 A = weight.
         """
         if self.down is not None:
-            inverse = torch.linalg.pinv(self.down.weight.double())
+            down = self.down.weight
+            # Singular values below the stored dtype's rounding are 0: their inverse would be noise.
+            tolerance = min(1e-3, torch.finfo(down.dtype).eps * max(down.shape))
+            inverse = torch.linalg.pinv(down.double(), rtol=tolerance)
             bias = bias if self.down.bias is None else bias - self.down.bias.double()
             weight, bias = inverse @ weight, inverse @ bias
         super().set_readout(weight, bias)

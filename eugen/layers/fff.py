@@ -180,6 +180,8 @@ class FFFConfig(LayerConfig, name="fff"):
             value = getattr(self, field)
             if value is not None and value < least:
                 raise ValueError(f"{field}={value} must be at least {least}")
+        if self.max_neurons <= 0:
+            raise ValueError(f"max_neurons={self.max_neurons} must be positive: times the block's own")
 
     def sizes_for(self, dense: DenseFFN) -> tuple[int, int]:
         """Depth and neurons of a leaf."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -162,7 +161,10 @@ class FFSplitConfig(LayerConfig, name="ffsplit"):
             BudgetTooSmall: they leave too little.
             UnsuitableBlock: the row does not take this form of block.
         """
-        inner, heavy_macs = self.of, dense.macs_per_token - rest.macs_per_token
+        inner, count = self.of, dense.hidden_features - rest.hidden_features
+        # Not the difference of both blocks' MACs: those of a bundled stack are more than its first layer's.
+        per_neuron = dense.in_features * (1 if dense.gate is None else 2) + dense.out_features
+        heavy_macs = count * per_neuron
         if self.budget is not None and self.only_budget is None:
             left = (self.budget * dense.macs_per_token - heavy_macs) / rest.macs_per_token
             inner = replace(inner, budget=min(1.0, max(left, 1e-9)))  # with nothing left, it names its least
@@ -171,13 +173,9 @@ class FFSplitConfig(LayerConfig, name="ffsplit"):
         except UnsuitableBlock as error:
             raise UnsuitableBlock(f"layer {self.name!r}: {error}") from error
         except BudgetTooSmall as error:
-            named = re.search(r"the least is ([\d.]+)", str(error))
-            assert named is not None
-            total = heavy_macs + float(named[1]) * rest.macs_per_token
-            raise BudgetTooSmall(
-                f"budget={self.budget} is too small for {self.name!r} with heavy={self.heavy} and of="
-                f"{inner.name!r}: the least is {math.ceil(1000 * total / dense.macs_per_token) / 1000:.3f}"
-            ) from error
+            least = (heavy_macs + error.least * rest.macs_per_token) / dense.macs_per_token
+            row = f"{self.name!r} with heavy={self.heavy} and of={inner.name!r}"
+            raise BudgetTooSmall(self.budget, row, least) from error
         return inner
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eugen.config import LayerConfig
 from eugen.features import neuron_scores, strongest
 from eugen.ffn import DenseFFN, TokenStream
 from eugen.layers.dense import hidden_for_budget, new_block
+from eugen.parts.experts import copy_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +38,8 @@ class PruneConfig(LayerConfig, name="prune"):
     ) -> DenseFFN:
         layer = self.build(dense, generator=generator)
         kept = strongest(neuron_scores(dense, data, output_weight), layer.hidden_features)
-        _copy_rows(layer.up, dense.up, kept)
+        copy_rows(layer.up, dense.up, kept)
         if layer.gate is not None and dense.gate is not None:
-            _copy_rows(layer.gate, dense.gate, kept)
+            copy_rows(layer.gate, dense.gate, kept)
         layer.fit_readout(data)
         return layer
-
-
-@torch.no_grad()
-def _copy_rows(target: nn.Linear, source: nn.Linear, rows: Tensor) -> None:
-    target.weight.copy_(source.weight[rows])
-    if source.bias is None:
-        target.bias.zero_()
-    else:
-        target.bias.copy_(source.bias[rows])

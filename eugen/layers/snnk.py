@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eugen.config import LayerConfig
-from eugen.features import draw_projection, input_rms, random_rows
+from eugen.features import RANDOM_PROJECTIONS, draw_projection, input_rms, random_rows
 from eugen.ffn import DenseFFN, FFNLayer, TokenStream, linear_of_parts, new_linear
 from eugen.least_squares import HELD_OUT, fit_quality
 from eugen.shapes import Float
@@ -150,6 +150,10 @@ class SNNKConfig(LayerConfig, name="snnk"):
         super().__post_init__()
         if self.features not in FEATURES:
             raise ValueError(f"features={self.features!r} is unknown: use one of {', '.join(FEATURES)}")
+        if self.projection not in RANDOM_PROJECTIONS:
+            raise ValueError(
+                f"projection={self.projection!r} is unknown: use one of {', '.join(RANDOM_PROJECTIONS)}"
+            )
         if self.features == "relu" and (self.from_weights or self.frequency_scale is not None):
             raise ValueError("frequency_scale= and from_weights=True belong to features='urf'")
         if self.from_weights and self.frequency_scale is not None:

@@ -47,7 +47,10 @@ class FeatureMap(nn.Module):
             self.register_buffer("input_rms", like.new_full((), input_rms))
 
     def forward(self, x: Float[Tensor, "t d_in"]) -> list[Float[Tensor, "t _"]]:
-        """What the readout's columns act on, part by part: x itself (direct_linear), then each order."""
+        """What the readout's columns act on, part by part: x itself (direct_linear), then each order.
+
+        Without gradients the products are written over the projection's output; hooks should copy it.
+        """
         config, z = self.config, self.projection(x)
         norm = x.new_zeros(())
         if self.norm is not None or self.gate is not None:

@@ -16,8 +16,6 @@ from torch.nn import functional as F
 
 from eugen.shapes import Float
 
-GATHERED_ROWS = 64
-"""Up to so many rows each row's weights are copied out where no grouped product exists."""
 ALIGNMENT_BYTES = 16
 """Row strides of a grouped product are multiples of this."""
 
@@ -115,23 +113,3 @@ def gathered_product(
 ) -> Float[Tensor, "t n"]:
     """`weight[expert] x` with a copy of the weights for every row: any dtype and size, few rows."""
     return torch.bmm(weight[expert], x.unsqueeze(-1)).squeeze(-1)
-
-
-def grouped_linear(
-    x: Float[Tensor, "t k"],
-    expert: Tensor,
-    weight: Float[Tensor, "e n k"],
-    bias: Float[Tensor, "e n"] | None = None,
-) -> Float[Tensor, "t n"]:
-    """`y_t = weight[expert_t] x_t + bias[expert_t]`.
-
-    Sorted groups where such a product exists (float32, float16, bfloat16 with row strides of whole
-    16 bytes), else a copy of the weights for every row, which needs `t·n·k` numbers of memory.
-    """
-    if not takes_groups(x, weight):
-        y = gathered_product(x, weight, expert)
-    else:
-        groups = group(expert, len(weight))
-        sorted_y = grouped_product(x[groups.order], weight, groups)
-        y = torch.empty_like(sorted_y).index_copy(0, groups.order, sorted_y)
-    return y if bias is None else y + bias[expert]

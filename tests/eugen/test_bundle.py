@@ -287,3 +287,11 @@ def test_a_stack_whose_outputs_are_not_finite():
         stack[0].weight.fill_(torch.inf)
     with pytest.raises(ValueError, match="stack's outputs of calibration batch 0 hold NaN"):
         bundle(stack, LinearConfig(), batches())
+
+
+def test_a_norm_without_weights_is_no_activation():
+    stack = nn.Sequential(
+        nn.Linear(D, 64), nn.LayerNorm(64, elementwise_affine=False), nn.ReLU(), nn.Linear(64, OUT)
+    )
+    layer = bundle(stack, NarrowConfig(budget=0.5), [x.float() for x in batches()])
+    assert isinstance(layer.act, nn.Identity)

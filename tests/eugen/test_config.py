@@ -151,3 +151,9 @@ def test_parts_of_a_block_must_fit_together():
 def test_what_is_not_merged_needs_a_plain_block(options):
     with pytest.raises(ValueError, match="'eugen'"):
         EUGenConfig(num_features=8, merge=False).build(block(**options), generator=torch.Generator())
+
+
+def test_an_activation_with_a_weight_for_each_neuron_cannot_be_taken_over():
+    dense = eugen.DenseFFN(nn.Linear(8, 32), nn.PReLU(32), nn.Linear(32, 8))
+    with pytest.raises(ValueError, match="a weight for each neuron"):
+        NarrowConfig(budget=0.5).build(dense, generator=generator())

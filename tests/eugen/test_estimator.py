@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
+from torch import nn
 
-from eugen import EUGenConfig
+from eugen import DenseFFN, EUGenConfig
 from eugen.polynomials import Polynomial, pre_activation_polynomial
 from tests.eugen.blocks import block, generator, tokens
 from tests.eugen.test_features import assert_mean
@@ -89,3 +91,13 @@ def test_gated_blocks_have_no_readout_from_weights():
     config = EUGenConfig(from_weights=True, num_features=5)
     with pytest.raises(ValueError, match="'eugen'.*gated"):
         config.build(block(5, 7, gated=True), generator=generator())
+
+
+def test_an_order_that_the_polynomial_lacks_may_be_left_out_on_the_meta_device_too():
+    config = EUGenConfig(num_features=8, order=2, min_order=2, from_weights=True)
+    dense = DenseFFN(nn.Linear(5, 7), Polynomial([0.0, 0.0, 1.0]))
+    real = config.build(dense, generator=generator())
+    meta = config.build(copy.deepcopy(dense).to("meta"), generator=generator())
+    assert {k: v.shape for k, v in real.state_dict().items()} == {
+        k: v.shape for k, v in meta.state_dict().items()
+    }

@@ -269,3 +269,15 @@ def test_a_bilinear_gated_block_is_a_product_of_teacher_rows():
         )
         error = relative_rms(fitted(x.double()), dense(x.double()))
         assert (error < 0.01) == (count == 12)
+
+
+def test_a_rank_deficient_output_matrix_is_not_inverted_into_noise():
+    """Not merged, A = W2⁺·weight: directions that W2 has by rounding alone must not blow A up."""
+    dense = block(32, 128, 32)
+    with torch.no_grad():
+        left, right = torch.randn(32, 12, generator=generator()), torch.randn(12, 128, generator=generator(1))
+        dense.down.weight.copy_(left @ right / 40)
+    x = tokens(2000, 32)
+    noisy = [(x, dense(x).detach() + 0.05 * torch.randn(2000, 32, generator=generator(2)), None)]
+    layer = EUGenConfig(budget=0.8, merge=False).fit(dense, noisy, generator=generator())
+    assert layer.readout.weight.abs().max() < 100

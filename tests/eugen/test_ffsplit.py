@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 import eugen
 from eugen import DenseConfig, EUGenConfig, LinearConfig, LowRankConfig, PruneConfig
+from eugen.bundle import bundle
 from eugen.cost import count_macs
 from eugen.layers.bf16 import Bf16Config
 from eugen.layers.ffsplit import FFSplitConfig, SplitFFN, part_of
@@ -185,3 +188,11 @@ def test_merging_changes_nothing():
     assert merged.macs_per_token < layer.macs_per_token and merged.merged() is merged
     assert_close(merged(tokens(63)), layer(tokens(63)))
     assert_close(merged.readout.weight, layer.readout.weight)
+
+
+@pytest.mark.parametrize("widths", [(64, 256, 8, 64), (64, 128, 128, 128, 64)], ids=str)
+def test_a_bundled_stack_keeps_the_budget(widths):
+    """Its MACs are those of all its layers, more or fewer than its first layer and an output matrix have."""
+    maps = [m for n, to in itertools.pairwise(widths) for m in (nn.Linear(n, to), nn.ReLU())][:-1]
+    layer = bundle(nn.Sequential(*maps), FFSplitConfig(budget=0.7), [tokens(600, 64)])
+    assert layer.macs_per_token <= 0.7 * sum(n * to for n, to in itertools.pairwise(widths))

@@ -10,13 +10,33 @@ from torch.utils.flop_counter import FlopCounterMode
 from eugen.cost import UNCOUNTED_BY_TORCH
 from eugen.least_squares import RIDGE
 from eugen.parts.clusters import balanced_assignment, balanced_clusters
-from eugen.parts.grouped import grouped_linear, takes_groups
+from eugen.parts.grouped import gathered_product, group, grouped_product, takes_groups
 from eugen.parts.intercepts import ridge_with_intercepts
 from tests.eugen.blocks import generator
 from tests.tolerances import assert_close
 
 EXPERTS = 6
 SIZES = [(63, 60, 28), (63, 7, 5), (1, 60, 28), (0, 60, 28), (200, 64, 72)]
+
+
+def grouped_linear(
+    x: Float[Tensor, "t k"],
+    expert: Tensor,
+    weight: Float[Tensor, "e n k"],
+    bias: Float[Tensor, "e n"] | None = None,
+) -> Float[Tensor, "t n"]:
+    """`y_t = weight[expert_t] x_t + bias[expert_t]`.
+
+    Sorted groups where such a product exists (float32, float16, bfloat16 with row strides of whole
+    16 bytes), else a copy of the weights for every row, which needs `t·n·k` numbers of memory.
+    """
+    if not takes_groups(x, weight):
+        y = gathered_product(x, weight, expert)
+    else:
+        groups = group(expert, len(weight))
+        sorted_y = grouped_product(x[groups.order], weight, groups)
+        y = torch.empty_like(sorted_y).index_copy(0, groups.order, sorted_y)
+    return y if bias is None else y + bias[expert]
 
 
 def naive(x, expert, weight, bias=None):

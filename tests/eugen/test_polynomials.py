@@ -201,3 +201,12 @@ def test_a_polynomial_activation_is_taken_as_it_is():
     assert EUGenConfig(num_features=4).build(dense, generator=generator()).polynomial_error is None
     meta = copy.deepcopy(dense).to("meta")
     assert config.build(meta, generator=generator()).readout.weight.is_meta
+
+
+def test_samples_are_left_as_they_were_and_weights_of_an_activation_count():
+    samples = torch.linspace(-2, 2, 50, dtype=torch.float64)
+    before = samples.clone()
+    fit_polynomial(nn.ReLU(inplace=True), 2, samples)
+    assert torch.equal(samples, before)
+    leaky = fit_polynomial(nn.PReLU(init=1.0), 2, samples)  # float32 weights, float64 samples
+    assert leaky.coefficients == pytest.approx((0, 1, 0), abs=1e-9)

@@ -193,3 +193,10 @@ def test_blocks_that_share_modules():
     for site, own in zip(dense.sites, find_ffns(model), strict=True):
         site.layer.load_state_dict(own.dense.state_dict())
     assert_close(dense.model(x), model(x))
+
+
+@pytest.mark.parametrize("act", [nn.GLU(), nn.Softmax(dim=-1)], ids=str)
+def test_what_mixes_neurons_is_no_activation(act):
+    width = 8 if isinstance(act, nn.GLU) else 16
+    model = nn.Sequential(nn.Linear(8, 16), act, nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, 4))
+    assert [site.name for site in find_ffns(model)] == ["2"]

@@ -12,7 +12,7 @@ from eugen import EUGenConfig, LinearConfig, NarrowConfig, PruneConfig, replace,
 from eugen.ffn import DenseFFN
 from eugen.layers.dense import new_block
 from eugen.least_squares import RIDGE, fit_quality
-from eugen.refine import refine
+from eugen.refine import LocalLoss, refine
 from eugen.surgery import install
 from tests.eugen.blocks import block, generator, stream, tokens
 from tests.eugen.models import (
@@ -210,3 +210,22 @@ def test_held_out_tokens_take_no_part_in_the_fit():
 def test_fit_quality_of_the_block_itself_is_one():
     dense = DenseFFN(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 5))
     assert fit_quality(dense, stream(dense, tokens(50, 5), 7)) == 1.0
+
+
+def test_local_loss_takes_chunks_with_and_without_weights():
+    x, y, w = tokens(40, 12), tokens(40, 12, seed=2), torch.arange(40.0)
+    mixed = LocalLoss([(x, y, None), (x, y, w)], generator=generator())
+    whole = LocalLoss(
+        [(torch.cat([x, x]), torch.cat([y, y]), torch.cat([torch.ones(40), w]))], generator=generator()
+    )
+    rows = torch.arange(80)
+    assert torch.equal(mixed(torch.sin, rows), whole(torch.sin, rows))
+    with pytest.raises(ValueError, match="empty"):
+        LocalLoss([], generator=generator())
+
+
+def test_targets_that_do_not_vary_are_refined_all_the_same():
+    x = tokens(40, 12)
+    layer = NarrowConfig(hidden_features=4).build(block(12, 48), generator=generator())
+    refined = refine(layer, [(x, torch.ones(40, 12), None)], steps=3, generator=generator())
+    assert all(torch.isfinite(p).all() for p in refined.parameters())
