@@ -25,7 +25,7 @@ from stages.tracking.record import CellRecord
 
 KEPT = 0.99
 """The share of dense quality that the papers' transfer is said to keep."""
-IMAGE_TASK = "vision"
+IMAGE_TASK, SWEEP_TASK = "vision", "kernel"
 Verdict = Literal["reproduced", "not reproduced", "not comparable", "open", "measured"]
 
 
@@ -99,8 +99,8 @@ def trainable_projection(records: list[CellRecord]) -> list[Finding]:
 
 
 def norm_slot(records: list[CellRecord]) -> list[Finding]:
-    """Rows with the norm slot against the same row without."""
-    pairs = list(variants(records, "norm_slot", lambda a, b: a is True and not b))
+    """Rows with the norm slot, as it is by default, against the same row without."""
+    pairs = list(variants(records, "norm_slot", lambda a, b: a is not False and b is False))
     return [
         _as_answer(finding) for finding in _of_pairs(pairs, "EUGen rows that differ in `norm_slot` alone")
     ]
@@ -159,9 +159,14 @@ def in_transformers(records: list[CellRecord]) -> list[Finding]:
 
 
 def eugens(records: list[CellRecord], task: str | None = None) -> Iterator[tuple[CellRecord, float, Stage]]:
-    """EUGen rows, of one task or of all, at every budget and stage that has a result."""
+    """EUGen rows at every budget and stage that has a result.
+
+    Args:
+        task: of this one; None for all but the synthetic sweep, whose many budgets are summed up elsewhere.
+    """
     for record in records:
-        if verdicts.is_eugen(record) and task in (None, record.task):
+        wanted = record.task == task if task else record.task != SWEEP_TASK
+        if verdicts.is_eugen(record) and wanted:
             for budget in budgets(record):
                 for stage in STAGES:
                     if scores(record, budget, stage):

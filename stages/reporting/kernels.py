@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from statistics import fmean
 
-from stages.reporting import text, verdicts
-from stages.reporting.findings import Finding, Verdict, eugens, no_record, variants
+from stages.reporting import findings, text, verdicts
+from stages.reporting.findings import SWEEP_TASK, Finding, Verdict, eugens, no_record, variants
 from stages.reporting.intervals import Comparison, Stage, budgets, compare, final_scores, scores
 from stages.reporting.settings import setting_scores, settings_of
 from stages.reporting.table import latencies_at
 from stages.tracking.record import CellRecord
 
-TASK = "kernel"
 RIVALS = ("snnk", "low_rank")
 """The layers that the claim names; the stronger, activation-aware low rank stands in the report."""
+CLAIMED = 2
 ENOUGH = 3
 """The order above which the papers find no gain."""
 
 
 def synthetic(records: list[CellRecord]) -> list[Finding]:
-    """Each EUGen against each SNNK and low-rank row at equal budget: a line per pair, all settings in it."""
-    rows = [record for record in records if record.task == TASK]
-    said = [
+    """Each EUGen of order 2 against each SNNK and low-rank row: a line per pair, all settings in it."""
+    missing = f"records of a task `{SWEEP_TASK}` with EUGen, SNNK and low-rank rows at one budget"
+    return _pairs(records, RIVALS) or [no_record(missing)]
+
+
+def against_narrow(records: list[CellRecord]) -> list[Finding]:
+    """The other tasks' answers, then the same lines as above against the narrower layer."""
+    here = [dataclasses.replace(finding, verdict="measured") for finding in _pairs(records, ("narrow",))]
+    elsewhere = findings.against_narrow(records)
+    return here if here and elsewhere[0].verdict == "open" else [*elsewhere, *here]
+
+
+def _pairs(records: list[CellRecord], rivals: tuple[str, ...]) -> list[Finding]:
+    rows = [record for record in records if record.task == SWEEP_TASK]
+    return [
         _pair(first, second)
         for first in rows
-        if verdicts.is_eugen(first)
+        if _claimed(first)
         for second in rows
-        if verdicts.layer_of(second) in RIVALS and set(budgets(first)) & set(budgets(second))
+        if verdicts.layer_of(second) in rivals and set(budgets(first)) & set(budgets(second))
     ]
-    return said or [no_record(f"records of a task `{TASK}` with EUGen, SNNK and low-rank rows at one budget")]
+
+
+def _claimed(record: CellRecord) -> bool:
+    """Whether the row is an EUGen of the papers' order; other orders are an entry of their own."""
+    return verdicts.is_eugen(record) and record.params.get("method", {}).get("order", CLAIMED) == CLAIMED
 
 
 def _pair(first: CellRecord, second: CellRecord) -> Finding:
@@ -97,13 +114,14 @@ def _above(above: CellRecord, enough: CellRecord, budget: float, comparison: Com
 
 
 def quantisation(records: list[CellRecord]) -> list[Finding]:
-    """EUGens at their largest budget against int8 blocks: quality, and both speed-ups over dense."""
+    """EUGens at their largest budget against the dense block in int8: quality and both speed-ups."""
     said = []
-    for record, budget, stage in eugens(records):
-        if budget != max(budgets(record)) or stage != _last(record, budget):
+    for record, budget, stage in [*eugens(records), *eugens(records, SWEEP_TASK)]:
+        if budget != max(budgets(record)) or stage != _last(record, budget) or not _claimed(record):
             continue
         for other in (r for r in records if r.task == record.task and verdicts.layer_of(r) == "int8"):
-            said += [_quantised(record, budget, other, theirs) for theirs in budgets(other)]
+            if budgets(other) == [1.0]:  # not a smaller row in int8
+                said.append(_quantised(record, budget, other, 1.0))
     return [finding for finding in said if finding] or [no_record("a row `int8`, timed in the same runs")]
 
 

@@ -81,7 +81,7 @@ ENTRIES = [
         "SNNK",
         needs("a task that trains adapters, and bundled rows"),
     ),
-    Entry("question", "Is a narrower MLP as good?", "reviews", findings.against_narrow),
+    Entry("question", "Is a narrower MLP as good?", "reviews", kernels.against_narrow),
     Entry("question", "What does the norm slot buy?", "reviews", findings.norm_slot),
     Entry("question", "What does training cost?", "reviews", findings.training_cost),
     Entry("question", "Are there error bars?", "reviews", findings.error_bars),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from statistics import median
 from typing import Any
 
 import altair as alt
 import pandas as pd
 
-from stages.reporting import points, verdicts
+from stages.reporting import points, text, verdicts
 from stages.reporting.drawing import WIDTH, Figure, dashes, encodings, finish
 from stages.reporting.inputs import Inputs
 from stages.reporting.settings import in_words
 
+FAR = 10
+"""A method whose least error is so many times the median of all would squeeze the others into one line."""
 AXES = {"features": "number of features", "macs": "MACs over those of the dense layer"}
 
 
@@ -29,7 +33,7 @@ def _sweep(inputs: Inputs, task: str, setting: str, rows: list[dict[str, Any]]) 
     records = inputs.of_task(task)
     name = records[0].quality_name
     family = {record.method for record in records if verdicts.is_eugen(record)}
-    rows = [row | {"family": row["method"] in family} for row in rows]
+    rows, beyond = _on_scale([row | {"family": row["method"] in family} for row in rows])
     panels = [_panel(inputs, rows, axis, name) for axis in AXES]
     caption = (
         f"{in_words(setting)}: {name.replace('_', ' ')} after transfer alone, by number of features and by "
@@ -37,12 +41,24 @@ def _sweep(inputs: Inputs, task: str, setting: str, rows: list[dict[str, Any]]) 
         "Features are the columns of the last linear map, or a rank or neurons where there is none. Rows at "
         "the dense layer's MACs are in the table."
     )
+    if beyond:
+        caption += f" Far off the scale, in the table: {text.listing(beyond)}."
     spoken = "; ".join(
         f"{row['method']} {row['quality']:.3f} with {row['features']:.0f} features (budget {row['budget']:g})"
         for row in rows
     )
     chart = alt.vconcat(*panels, spacing=18)
     return finish(f"{task}-sweep", task, (setting,), caption, f"{name}, {in_words(setting)}: {spoken}", chart)
+
+
+def _on_scale(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows without those methods that lie beyond the others by far at every budget, and their names."""
+    limit = FAR * median(row["quality"] for row in rows)
+    best: dict[str, float] = {}
+    for row in rows:
+        best[row["method"]] = min(row["quality"], best.get(row["method"], math.inf))
+    beyond = [method for method, least in best.items() if least > limit]
+    return [row for row in rows if row["method"] not in beyond], beyond
 
 
 def _panel(

@@ -137,10 +137,12 @@ def verdict(records: list[CellRecord], budget: float, stage: Stage) -> str:
     parts.append(_relation(against_dense(first, budget, stage), "the dense network", size=True))
     sentences = [f"Budget {budget:g}, {STAGE_NAMES[stage]}: {'; '.join(parts)}."]
     controls = [record for _, record in ranked if record.method in CONTROLS]
+    alike: dict[str, list[str]] = {}
     for record in (record for _, record in ranked if is_eugen(record)):
         relations = [_relation(against(record, other, budget, stage), other.method) for other in controls]
         if relations:
-            sentences.append(f"{record.method}: {text.listing(relations)}.")
+            alike.setdefault(text.listing(relations), []).append(record.method)
+    sentences += [f"{text.listing(methods)}: {relation}." for relation, methods in alike.items()]
     return " ".join(sentences)
 
 

@@ -194,3 +194,31 @@ def test_small_errors_keep_their_digits():
     assert quality(Interval(0.0234, 0.00123, 10)) == "0.0234 ± 0.0012"
     assert difference(Interval(-0.0000234, 0.0000123, 10)) == "−0.0000234 [−0.0000357, −0.0000111]"
     assert difference(Interval(-0.0004, 0.0021, 10)) == "−0.0004 [−0.0025, +0.0017]"
+
+
+def test_a_row_far_off_the_scale_is_named_and_not_drawn():
+    """An estimate from weights alone is wrong by thousands: it would press all other lines into one."""
+    near = row("far", EUGEN)
+    seeds = [
+        seed.model_copy(
+            update={"extra_transfer_only": {k: 1e4 * v for k, v in seed.extra_transfer_only.items()}}
+        )
+        for seed in near.seeds
+    ]
+    far = near.model_copy(update={"seeds": seeds})
+    records = [
+        row("dense", {"layer": "dense"}),
+        row("eugen", EUGEN),
+        row("snnk", {"layer": "snnk"}, 0.5),
+        far,
+    ]
+    for figure in figures(Inputs(factory.params(), records)):
+        if "sweep" in figure.name:
+            assert "Far off the scale, in the table: far." in figure.caption
+            assert '"far"' not in figure.spec.split('"datasets"')[1]
+
+
+def test_eugens_that_fare_alike_share_a_sentence():
+    records = [row("prune", {"layer": "prune"}, 2.0), row("one", EUGEN), row("two", EUGEN)]
+    said = verdicts.verdict(records, factory.SWEEP[0], "transfer")
+    assert re.search(r"(one and two|two and one): worse than prune", said)

@@ -80,7 +80,7 @@ def test_one_seed_never_says_better():
 
 def test_a_clear_difference_is_said_with_its_interval():
     said = headline(factory.all_cells())
-    assert re.search(r"eugen_teacher: .*better than narrow \(n=3\)", said)
+    assert re.search(r"eugen_teacher[^:]*: .*better than narrow \(n=3\)", said)
     assert re.search(r"worse than the dense network by [\d.]+ \[[\d.]+, [\d.]+\] \(n=3\)", said)
 
 
