@@ -61,8 +61,7 @@ def count_macs(function: Callable[[], Any]) -> int:
 def model_cost(model: nn.Module, batch: Any, call: Callable[[nn.Module, Any], Any]) -> ModelCost:
     """Cost of `call(model, batch)`. Blocks are those replaced by eugen, or else the dense ones."""
     stored = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
-    layers: list[FFNLayer] = [m for m in model.modules() if isinstance(m, FFNLayer)]
-    layers = layers or [site.dense for site in find_ffns(model)]
+    layers = _outermost(model) or [site.dense for site in find_ffns(model)]
     return ModelCost(
         params=sum(t.numel() for t in stored),
         macs=count_macs(lambda: call(model, batch)),
@@ -70,3 +69,10 @@ def model_cost(model: nn.Module, batch: Any, call: Callable[[nn.Module, Any], An
         ffn_params=sum(layer.num_parameters() for layer in layers),
         ffn_macs=sum(layer.macs_per_token for layer in layers),
     )
+
+
+def _outermost(module: nn.Module) -> list[FFNLayer]:
+    """Replaced blocks; a layer inside another, such as the one that int8 holds, is part of that."""
+    if isinstance(module, FFNLayer):
+        return [module]
+    return [layer for child in module.children() for layer in _outermost(child)]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import eugen
-from eugen import EUGenConfig, LinearConfig
+from eugen import Bf16Config, EUGenConfig, LinearConfig, replace
 from eugen.cost import count_macs, model_cost
 from tests.eugen.models import bert, call_bert, chain, images, sentences, vectors, vit
 
@@ -88,3 +88,13 @@ def test_counting_takes_no_gradients():
 
     assert count_macs(function) == 3 * 4 * 5
     assert modes == [False]
+
+
+def test_a_layer_inside_another_is_counted_once():
+    batch = torch.zeros(3, 12)
+    model = nn.Sequential(nn.Linear(12, 48), nn.GELU(), nn.Linear(48, 12))
+    inner = EUGenConfig(budget=0.5)
+    models = [replace(model, config).model for config in (inner, Bf16Config(of=inner))]
+    costs = [model_cost(each, batch, plain) for each in models]
+    assert costs[0].ffn_macs == costs[1].ffn_macs
+    assert costs[0].ffn_params == costs[1].ffn_params
