@@ -21,7 +21,7 @@ from eugen.refine import refine
 from eugen.shapes import Float
 
 ALIGNED = 8
-"""Sizes that a budget decides are multiples of this: products of odd widths lose 12 % at 1576 tokens."""
+"""Sizes that a budget decides are multiples of this: products of odd widths are slower."""
 LEAST_KEPT = 0.98
 """Unless that would give away more than 2 % of the size."""
 
@@ -83,7 +83,6 @@ class LayerConfig:
     def build(self, dense: DenseFFN, *, generator: torch.Generator) -> FFNLayer:
         """An untrained layer of the block's shape, on its device and in its dtype."""
 
-    @abstractmethod
     def fit(
         self,
         dense: DenseFFN,
@@ -92,11 +91,14 @@ class LayerConfig:
         generator: torch.Generator,
         output_weight: Float[Tensor, " d_out"] | None = None,
     ) -> FFNLayer:
-        """A layer fitted in closed form to a re-iterable stream.
+        """A layer fitted in closed form to a re-iterable stream: by default the readout alone.
 
         Args:
             output_weight: importance of each output dimension in the error, None for equal.
         """
+        layer = self.build(dense, generator=generator)
+        layer.fit_readout(data)
+        return layer
 
     def refine(
         self,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from eugen.config import LayerConfig
-from eugen.ffn import DenseFFN, FFNLayer, TokenStream, new_linear
+from eugen.ffn import DenseFFN, FFNLayer, new_linear
 from eugen.shapes import Float
 
 
@@ -38,15 +38,3 @@ class LinearConfig(LayerConfig, name="linear"):
         return LinearLayer(
             new_linear(dense.in_features, dense.out_features, like=dense.up.weight, generator=generator)
         )
-
-    def fit(
-        self,
-        dense: DenseFFN,
-        data: TokenStream,
-        *,
-        generator: torch.Generator,
-        output_weight: Tensor | None = None,
-    ) -> LinearLayer:
-        layer = self.build(dense, generator=generator)
-        layer.fit_readout(data)
-        return layer

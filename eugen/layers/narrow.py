@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from eugen.config import LayerConfig
-from eugen.ffn import DenseFFN, TokenStream
+from eugen.ffn import DenseFFN
 from eugen.layers.dense import hidden_for_budget, new_block
 
 
@@ -25,15 +24,3 @@ class NarrowConfig(LayerConfig, name="narrow"):
     def build(self, dense: DenseFFN, *, generator: torch.Generator) -> DenseFFN:
         hidden = hidden_for_budget(self, dense, self.hidden_features)
         return new_block(dense, hidden, generator=generator)
-
-    def fit(
-        self,
-        dense: DenseFFN,
-        data: TokenStream,
-        *,
-        generator: torch.Generator,
-        output_weight: Tensor | None = None,
-    ) -> DenseFFN:
-        layer = self.build(dense, generator=generator)
-        layer.fit_readout(data)
-        return layer

@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from eugen.config import LayerConfig
 from eugen.features import FIXED_ACTIVATIONS
-from eugen.ffn import DenseFFN, TokenStream, copy_activation, new_linear
+from eugen.ffn import DenseFFN, copy_activation, new_linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +51,3 @@ class NarrowGatedConfig(LayerConfig, name="narrow_gated"):
             down=linear(hidden, out),
             gate=linear(d, hidden),
         )
-
-    def fit(
-        self,
-        dense: DenseFFN,
-        data: TokenStream,
-        *,
-        generator: torch.Generator,
-        output_weight: Tensor | None = None,
-    ) -> DenseFFN:
-        layer = self.build(dense, generator=generator)
-        layer.fit_readout(data)
-        return layer

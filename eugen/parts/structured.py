@@ -129,10 +129,17 @@ def pair_factors(
         else:
             shaped = left_over @ moment[:, columns]
             shaped = torch.linalg.solve_triangular(roots[k].T, shaped, upper=True, left=False)
-        left, values, right = torch.linalg.svd(shaped.view(n_out, j, i), full_matrices=False)
-        root = values[:, :rank].sqrt() * used[:, k, :rank]
-        u[:, k, :, :rank] = left[..., :rank] * root[:, None]
-        right = torch.linalg.solve_triangular(roots[k], right[:, :rank], upper=False, left=False)
-        v[:, k, :rank] = right * root[..., None]
+        u[:, k, :, :rank], v[:, k, :rank] = _best_pairs(shaped.view(n_out, j, i), roots[k], used[:, k, :rank])
         left_over[:, columns] -= (u[:, k] @ v[:, k]).reshape(-1, i)
     return u, v
+
+
+def _best_pairs(
+    shaped: Float[Tensor, "l j i"], root: Float[Tensor, "i i"], used: Float[Tensor, "l r"]
+) -> tuple[Float[Tensor, "l j r"], Float[Tensor, "l r i"]]:
+    """Truncated SVDs of `shaped = W L` as factors of W, under the metric of `root` L; unused ranks are 0."""
+    left, values, right = torch.linalg.svd(shaped, full_matrices=False)
+    rank = used.shape[-1]
+    size = values[:, :rank].sqrt() * used
+    right = torch.linalg.solve_triangular(root, right[:, :rank], upper=False, left=False)
+    return left[..., :rank] * size[:, None], right * size[..., None]

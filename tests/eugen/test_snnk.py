@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from eugen import DenseFFN, SNNKConfig, least_squares
+from eugen import SNNKConfig, least_squares
 from eugen.cost import count_macs
 from eugen.layers.snnk import (
     FREQUENCY_SCALES,
@@ -18,20 +18,8 @@ from eugen.layers.snnk import (
 )
 from eugen.least_squares import HELD_OUT, fit_quality
 from tests.eugen.blocks import block, generator, stream, tokens
+from tests.eugen.test_snnk_estimate import inputs, small_block
 from tests.tolerances import assert_close, relative_rms
-
-
-def small_block(act, *, bias=True, whole=False) -> DenseFFN:
-    """Rows and inputs of small norm, where the variance of the estimate is finite and small."""
-    dense = block(4, 3, 2, act=act, bias=bias, whole=whole, dtype=torch.float64)
-    with torch.no_grad():
-        dense.up.weight.mul_(0.3)
-    return dense
-
-
-def inputs(count: int = 3) -> torch.Tensor:
-    x = torch.randn(count, 4, generator=generator(5), dtype=torch.float64)
-    return x / x.norm(dim=1, keepdim=True) * torch.linspace(0.5, 1.5, count, dtype=torch.float64)[:, None]
 
 
 def naive(layer: FourierSNNK, x: torch.Tensor) -> torch.Tensor:

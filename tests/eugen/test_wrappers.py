@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import eugen
-from eugen import DenseConfig, EUGenConfig, LowRankConfig, PruneConfig, UnsuitableBlock, replace
+from eugen import DenseConfig, DLRTConfig, EUGenConfig, LowRankConfig, PruneConfig, UnsuitableBlock, replace
 from eugen.config import LayerConfig
 from eugen.ffn import FFNLayer
 from eugen.layers.bf16 import Bf16Config, Bf16FFN
 from eugen.layers.int8 import Int8Config, Int8FFN
+from eugen.parts.bug_integrator import set_rank
 from eugen.parts.wrapper import WrapperConfig
 from tests.contract.cases import BUDGET, config_of
 from tests.eugen.blocks import block, generator, stream, tokens
@@ -196,3 +197,18 @@ def test_merging():
     assert merged.merged() is merged
     quantised = Int8Config(of=of).wrap(layer)
     assert isinstance(quantised, Int8FFN) and quantised.merged() is quantised
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_wrapped_layer_brings_its_ranks_too(wrapper):
+    dense, x = block(), tokens(2000)
+    config = wrapper(of=DLRTConfig(rank=10))
+    layer = config.fit(dense, stream(dense, x), generator=generator())
+    with torch.no_grad():
+        set_rank(layer.inner.v1, layer.inner.u1, rank=7)
+        for tensor in layer.state_dict().values():
+            tensor.copy_(torch.ones_like(tensor))
+    fresh = config.build(dense, generator=generator(1))
+    fresh.load_state_dict(layer.state_dict())
+    assert fresh.inner.v1.out_features == 7
+    assert torch.equal(fresh(x), layer(x))
