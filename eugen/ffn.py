@@ -127,6 +127,11 @@ class DenseFFN(FFNLayer):
         return self.act(self.gate(x)) * self.up(x)
 
     @property
+    def macs_per_neuron(self) -> int:
+        """Multiply-accumulates of one hidden neuron for one token, its way to the outputs included."""
+        return self.in_features * (1 if self.gate is None else 2) + self.out_features
+
+    @property
     def macs_per_token(self) -> int:
         up = self.in_features * self.hidden_features * (1 if self.gate is None else 2)
         return up + (0 if self.down is None else self.hidden_features * self.out_features)

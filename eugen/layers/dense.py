@@ -72,5 +72,4 @@ def new_block(
 
 def hidden_for_budget(config: LayerConfig, dense: DenseFFN, given: int | None) -> int:
     """How many neurons of the block's own form the budget buys, or the number given."""
-    per_neuron = dense.in_features * (1 if dense.gate is None else 2) + dense.out_features
-    return config.size_for(dense, per_neuron, unit="hidden_features", given=given)
+    return config.size_for(dense, dense.macs_per_neuron, unit="hidden_features", given=given)

@@ -204,9 +204,8 @@ class FFFConfig(LayerConfig, name="fff"):
         return depth, self._leaf(dense, depth)
 
     def _leaf(self, dense: DenseFFN, depth: int) -> int:
-        per_neuron = (
-            dense.in_features * (1 if dense.gate is None else 2) + self.require_down(dense).out_features
-        )
+        self.require_down(dense)
+        per_neuron = dense.macs_per_neuron
         fixed = depth * dense.in_features + self.master_features * per_neuron
         leaf = self.size_for(dense, per_neuron, fixed, unit="leaf_features", given=self.leaf_features)
         if self.leaf_features is not None:

@@ -163,8 +163,7 @@ class FFSplitConfig(LayerConfig, name="ffsplit"):
         """
         inner, count = self.of, dense.hidden_features - rest.hidden_features
         # Not the difference of both blocks' MACs: those of a bundled stack are more than its first layer's.
-        per_neuron = dense.in_features * (1 if dense.gate is None else 2) + dense.out_features
-        heavy_macs = count * per_neuron
+        heavy_macs = count * dense.macs_per_neuron
         if self.budget is not None and self.only_budget is None:
             left = (self.budget * dense.macs_per_token - heavy_macs) / rest.macs_per_token
             inner = replace(inner, budget=min(1.0, max(left, 1e-9)))  # with nothing left, it names its least
