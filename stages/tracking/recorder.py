@@ -135,10 +135,10 @@ def upload_lock(journal: outbox.Journal) -> FileLock:
 
 def record(journal: outbox.Journal) -> str:
     """Mirror one journal from its stage's start to its end; why that failed, empty if it did not."""
-    live = Live(journal)
-    live.open()
     sampler = Sampler()
     sampler.sample([journal])
+    live = Live(journal)
+    live.open()
     while not (heard(SAMPLE_SECONDS) or journal.is_over()):
         sampler.sample([journal])
         live.push()
@@ -176,9 +176,9 @@ class Rounds:
                 continue
             with suppress(Timeout):
                 lock.acquire(timeout=0)
+                self.sampler.sample([journal])  # first: who sees the run in MLflow may kill its stage
                 self.lives[journal.name] = (live := Live(journal), lock)
                 live.open()
-                self.sampler.sample([journal])
 
     def work(self) -> None:
         """One round: begin, go on, end."""
