@@ -12,10 +12,14 @@ from flows.clone import write_whole
 
 
 def failure_path(project: Path, stage: str) -> Path:
-    """Where the failure of `transfer@vision-eugen` is recorded: one file per cell, or per task."""
-    _, _, cell = stage.partition("@")
+    """Where the failure of `transfer@vision-eugen` is recorded: one file per cell, or per task.
+
+    What is trained from scratch is a cell of its own.
+    """
+    name, _, cell = stage.partition("@")
     task, _, method = cell.partition("-")
-    return project / "results" / "failures" / f"{task or 'all'}-{method or 'all'}.json"
+    prefix = "scratch-" if name == "scratch" else ""
+    return project / "results" / "failures" / f"{prefix}{task or 'all'}-{method or 'all'}.json"
 
 
 def read_failure(project: Path, stage: str) -> str | None:

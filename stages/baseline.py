@@ -1,4 +1,7 @@
-"""Train (or load) a task's dense network: `python -m stages.baseline --task vision`."""
+"""Train (or load) a task's dense network: `python -m stages.baseline --task vision`.
+
+`torchrun --nproc-per-node 8 -m stages.baseline --task language` shares every batch among eight processes.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from stages import params, timings
+from stages import distributed, params, timings
 from stages.checkpoint import Progress, save_tensors
 from stages.models import DENSE_FILE, RECORD_FILE, read_json
 from stages.tasks import BASELINE, DATA, open_task
@@ -21,7 +24,10 @@ def baseline(task: Annotated[str, typer.Option(help="Task of params.yaml.")]) ->
     opened = open_task(settings, task)
     torch.set_num_threads(settings.run.threads)
     chosen = {"run": settings.run.model_dump(), "baseline": opened.settings.baseline.model_dump()}
-    with stage_run("baseline", task=task, params=chosen) as run:
+    with (
+        distributed.group(settings.run.device) as place,
+        stage_run("baseline", task=task, params=chosen) as run,
+    ):
         out = BASELINE / task
         out.mkdir(parents=True, exist_ok=True)
         progress = Progress("baseline", task=task, params=chosen)
@@ -33,6 +39,8 @@ def baseline(task: Annotated[str, typer.Option(help="Task of params.yaml.")]) ->
         start = time.perf_counter()
         model = opened.train_dense(out, progress.folder / "checkpoint.pt", log)
         seconds = time.perf_counter() - start
+        if not place.first:  # it has helped; the first process reports
+            return
         save_tensors(out / DENSE_FILE, model.state_dict())
         quality = opened.evaluate(model, "test")
         manifest = read_json(DATA / task / "manifest.json")

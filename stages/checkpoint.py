@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import yaml
@@ -20,9 +20,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from stages.tracking.record import write_json
+from stages.tracking.record import CurvePoint, write_json
 
 PROGRESS = Path(".work/progress")
+
+
+class Training(Protocol):
+    """What a training is made of besides its network."""
+
+    optimiser: Optimizer
+    schedule: LRScheduler
+    generator: torch.Generator
+    curve: list[CurvePoint]
 
 
 class Progress:
@@ -71,44 +80,49 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         raise
 
 
-def save(
-    path: Path,
-    done: int,
-    model: nn.Module,
-    optimiser: Optimizer,
-    schedule: LRScheduler,
-    generator: torch.Generator,
-) -> None:
-    """Write a training checkpoint after `done` epochs, whole or not at all."""
+def save(path: Path, identity: dict[str, str], model: nn.Module, state: Training) -> None:
+    """Write a training checkpoint, whole or not at all; `identity` says what it belongs to."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    state = {
-        "done": done,
+    content = {
+        "identity": identity,
+        "curve": [point.model_dump() for point in state.curve],
         "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "schedule": schedule.state_dict(),
-        "generator": generator.get_state(),
+        "optimiser": state.optimiser.state_dict(),
+        "schedule": state.schedule.state_dict(),
+        "generator": state.generator.get_state(),
     }
     try:
-        torch.save(state, temporary)
+        torch.save(content, temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def resume(
-    path: Path, model: nn.Module, optimiser: Optimizer, schedule: LRScheduler, generator: torch.Generator
-) -> int:
-    """Restore a checkpoint in place, if there is one; returns the number of finished epochs."""
+def resume(path: Path, identity: dict[str, str], model: nn.Module, state: Training) -> list[CurvePoint]:
+    """Restore a checkpoint in place, if there is one; returns the curve so far.
+
+    Raises:
+        ValueError: the file is no checkpoint, or one of another configuration.
+    """
     if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    schedule.load_state_dict(state["schedule"])
-    generator.set_state(state["generator"])
-    return state["done"]
+        return []
+    cure = "delete it, or restore the parameters that it was made with"
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+        known = content["identity"]
+    except Exception as error:  # whatever a file that is no checkpoint makes torch raise
+        raise ValueError(f"{path} cannot be read as a checkpoint ({error}): {cure}") from error
+    for name in [*identity, *known]:
+        here, there = identity.get(name, "absent"), known.get(name, "absent")
+        if here != there:
+            raise ValueError(f"{path} is of another configuration, {name} is {there} and not {here}: {cure}")
+    model.load_state_dict(content["model"])
+    state.optimiser.load_state_dict(content["optimiser"])
+    state.schedule.load_state_dict(content["schedule"])
+    state.generator.set_state(content["generator"])
+    return [CurvePoint(**point) for point in content["curve"]]
 
 
 def _dependencies(stage: str, task: str, method: str | None) -> list[Path]:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from eugen import FFNLayer
 from stages import params, timings
 from stages.checkpoint import Progress, save_tensors
 from stages.models import (
@@ -28,6 +27,7 @@ from stages.models import (
 from stages.params import Method
 from stages.tasks import Task, open_task
 from stages.tracking import Run, record, stage_run
+from stages.training import auxiliary_loss
 
 
 def finetune(
@@ -50,7 +50,9 @@ def finetune(
                 name = unit_name(seed, budget)
                 found = progress.load(name)
                 if found is None:
-                    start = student_model(dense, row.config(budget), _transferred(task, method, name))
+                    stored = _transferred(task, method, name)
+                    blocks = opened.settings.transfer.blocks
+                    start = student_model(dense, row.config(budget), stored, blocks)
                     found = finetune_unit(opened, dense, start, seed, budget, run)
                     progress.store(name, *found)
                 save_tensors(out / f"{name}.safetensors", found[1])
@@ -136,12 +138,6 @@ def train(task: Task, model: nn.Module, rate: float, seed: int) -> list[tuple[in
             curve.append((step, float(loss.detach())))
     model.eval()
     return curve
-
-
-def auxiliary_loss(model: nn.Module) -> Tensor | float:
-    """What the replaced blocks ask for beside the task's loss, for example hard decisions of a tree."""
-    asked = [layer.auxiliary_loss() for layer in model.modules() if isinstance(layer, FFNLayer)]
-    return sum((loss for loss in asked if loss is not None), 0.0)
 
 
 def _transferred(task: str, method: str, unit: str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import eugen
 from eugen import FFNLayer, LayerConfig
-from stages.tasks import BASELINE, Task
+from stages.tasks import BASELINE, Task, last_blocks
 
 TRANSFERRED, FINETUNED = Path("artifacts/transfer"), Path("artifacts/finetune")
 """What the stages of those names leave, by task and method."""
@@ -27,9 +27,11 @@ def dense_model(task: Task) -> nn.Module:
     return model.eval()
 
 
-def student_model(dense: nn.Module, config: LayerConfig, changed: dict[str, Tensor]) -> nn.Module:
-    """The dense network with blocks replaced and the stored changes loaded."""
-    student = eugen.replace(dense, config).model
+def student_model(
+    dense: nn.Module, config: LayerConfig, changed: dict[str, Tensor], blocks: int | None = None
+) -> nn.Module:
+    """The dense network with its last blocks (all by default) replaced and the stored changes loaded."""
+    student = eugen.replace(dense, config, where=last_blocks(dense, blocks)).model
     state = student.state_dict()
     unknown = sorted(set(changed) - set(state))
     if unknown:

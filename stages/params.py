@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -17,17 +17,13 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
-    TypeAdapter,
-    ValidationError,
 )
 
-import eugen
-from eugen import LayerConfig
-from eugen.local_training import LocalRule, rules
+from stages import rows
+from stages.faults import ParamsError, allow, validate
+from stages.rows import Method
 
 PARAMS_FILE = Path("params.yaml")
-
-S = TypeVar("S", bound=BaseModel)
 
 
 def _distinct(values: list[Any]) -> list[Any]:
@@ -38,10 +34,7 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 Budgets = Annotated[list[Annotated[float, Field(gt=0, le=1)]], AfterValidator(_distinct)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_distinct)]
-
-
-class ParamsError(ValueError):
-    """A fault in params.yaml: names the key, its value and what is allowed."""
+Rates = Annotated[list[PositiveFloat], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Section(BaseModel):
@@ -61,6 +54,31 @@ class RunSettings(Section):
     provisional: bool = False
 
 
+class TrainingRecipe(Section):
+    """Training of a whole network by AdamW, with linear warm-up, cosine decay to 0 and clipped gradients."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    """Examples of one step, over all processes."""
+    micro_batch: PositiveInt | None = None
+    """Examples of one forward pass; gradients of a step's parts are summed. None: the whole batch."""
+    learning_rate: PositiveFloat
+    """The highest, at the end of the warm-up."""
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    """Share of the steps."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Of matrices; biases and gains do not decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: PositiveFloat = 1.0
+    """Largest norm of the gradient."""
+    seed: int = 0
+    """Of the initial weights and of all batches."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: by autocast, weights stay float32."""
+    evaluate_every: PositiveInt = 100
+    """Steps between two points of the curve; each is a checkpoint."""
+
+
 class TransferSettings(Section):
     """Layer-wise transfer, the same for every method."""
 
@@ -68,6 +86,8 @@ class TransferSettings(Section):
     seeds: Seeds = Field(min_length=1)
     calibration_tokens: PositiveInt
     refine_steps: int = Field(default=0, ge=0)
+    blocks: PositiveInt | None = None
+    """How many blocks are replaced, the last ones; None for all."""
 
 
 class FinetuneSettings(Section):
@@ -100,33 +120,33 @@ class TaskSettings(Section):
     profile: ProfileSettings
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A row of the suite: a registered layer and the fields of its configuration."""
+class ScratchVariant(Section):
+    """One comparison of rows trained from scratch: how it differs from the others."""
 
-    name: str
-    layer: str
-    fields: dict[str, Any]
-    """As in params.yaml; a layer inside a layer (`of`) is a mapping like the row's own."""
-    training: LocalRule | None = None
-    """How the whole network learns from scratch; None where blocks take over the trained network's work."""
+    sizes: dict[str, Any] = {}
+    """Keys of the task's `baseline`, for another size of network."""
+    training: dict[str, Any] = {}
+    """Keys of the recipe, for example more steps."""
+    blocks: PositiveInt | None = None
+    """How many blocks are replaced, the last ones; None for all."""
+    budgets: Budgets | None = None
+    seeds: Seeds | None = None
+    learning_rates: Rates | None = None
+    rows: list[str] | None = None
+    """The rows that take part; None for all."""
 
-    @property
-    def section(self) -> dict[str, Any]:
-        """The row in full, as a record keeps it."""
-        if self.training is None:
-            return {"layer": self.layer, **self.fields}
-        training = {"rule": self.training.name, **dataclasses.asdict(self.training)}
-        return {"layer": self.layer, **self.fields, "training": training}
 
-    def config(self, budget: float | None) -> LayerConfig:
-        """The layer's configuration at a budget."""
-        return _config(self.layer, self.fields, budget)
+class ScratchSettings(Section):
+    """Rows trained from scratch on one task. Every rate is tried with the first seed; the validation part
+    chooses, and the other seeds follow at that rate.
+    """
 
-    def budgets(self, wanted: list[float]) -> list[float]:
-        """The budgets to run: those wanted, or the one that the layer has (the dense block costs 1)."""
-        only = self.config(None).only_budget
-        return wanted if only is None else [only]
+    budgets: Budgets = Field(min_length=1)
+    seeds: Seeds = Field(min_length=1)
+    learning_rates: Rates
+    variants: dict[str, ScratchVariant] = Field(min_length=1)
+    timing_pairs: int = Field(default=20, ge=10)
+    """Training steps of row and dense network that are timed side by side."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +157,9 @@ class Params:
     run: RunSettings
     tasks: dict[str, dict[str, Any]]
     methods: dict[str, Method]
+    scratch_rows: dict[str, Method] = dataclasses.field(default_factory=dict)
+    scratch_tasks: dict[str, ScratchSettings] = dataclasses.field(default_factory=dict)
+    """What is trained from scratch: every row on every task of these."""
 
     def method(self, name: str) -> Method:
         """One row by name."""
@@ -160,97 +183,38 @@ def load(path: Path = PARAMS_FILE) -> Params:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise ParamsError(f"{path} must hold the keys profile, run, tasks and methods")
-    _allow(raw, ("profile", "run", "tasks", "methods"), where="", required=True)
-    methods = {name: _method(name, fields) for name, fields in _mapping(raw, "methods").items()}
+        raise ParamsError(f"{path} must hold the keys profile, run, tasks, methods and scratch")
+    allow(raw, ("profile", "run", "tasks", "methods", "scratch"), where="", required=True)
+    methods = {name: rows.parse(name, fields, "methods") for name, fields in _mapping(raw, "methods").items()}
     run = validate(RunSettings, raw["run"], "run")
-    return Params(str(raw["profile"]), run, _mapping(raw, "tasks"), methods)
+    tasks = _mapping(raw, "tasks")
+    scratch_rows, scratch_tasks = _scratch(raw["scratch"], tasks)
+    return Params(str(raw["profile"]), run, tasks, methods, scratch_rows, scratch_tasks)
 
 
-def validate(model: type[S], value: Any, where: str) -> S:
-    """A section as its pydantic model, with faults told in params.yaml's own words."""
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise ParamsError(_faults(error, where, model)) from None
-
-
-def _method(name: str, fields: Any) -> Method:
-    where = f"methods.{name}"
-    fields = {"layer": name} if fields is None else fields
-    fields = {"layer": name, **fields} if isinstance(fields, dict) else fields
-    training = None
-    if isinstance(fields, dict) and "training" in fields:
-        training = _training(f"{where}.training", fields["training"])
-        fields = {key: value for key, value in fields.items() if key != "training"}
-    layer, checked = _layer(where, fields)
-    try:
-        _config(layer, checked, None)
-    except ValueError as error:
-        raise ParamsError(f"{where}: {error}") from None
-    return Method(name, layer, checked, training)
-
-
-def _training(where: str, value: Any) -> LocalRule:
-    """A layer-local rule by its name, or a mapping of its name and its hyperparameters."""
-    fields = {"rule": value} if isinstance(value, str) else value
-    if not isinstance(fields, dict):
-        raise ParamsError(f"{where} = {value!r}: must be a rule or a mapping such as {{rule: mono_forward}}")
-    fields = dict(fields)
-    rule, known = fields.pop("rule", None), rules()
-    if rule not in [*known]:
-        raise ParamsError(f"{where}.rule = {rule!r}: unknown rule, use one of {', '.join(known)}")
-    _allow(fields, tuple(f.name for f in dataclasses.fields(known[rule])), where=f"{where}.")
-    types = get_type_hints(known[rule])
-    for key, field in fields.items():
-        _check_type(types[key], field, f"{where}.{key}")
-    try:
-        return known[rule](**fields)
-    except ValueError as error:
-        raise ParamsError(f"{where}: {error}") from None
-
-
-def _layer(where: str, fields: Any) -> tuple[str, dict[str, Any]]:
-    """A layer's name and its fields, checked against its configuration's, layers inside it too."""
-    if not isinstance(fields, dict):
-        raise ParamsError(f"{where} = {fields!r}: must be a mapping such as {{layer: eugen, order: 2}}")
-    fields = dict(fields)
-    layer = fields.pop("layer", None)
-    known = eugen.layers()
-    if layer not in [*known]:  # a list: the value may be anything, hashable or not
-        raise ParamsError(f"{where}.layer = {layer!r}: unknown layer, use one of {', '.join(known)}")
-    allowed = tuple(f.name for f in dataclasses.fields(known[layer]) if f.name != "budget")
-    _allow(fields, allowed, where=f"{where}.")
-    types = get_type_hints(known[layer])
-    for key, value in fields.items():
-        if types[key] is LayerConfig:
-            inner, checked = _layer(f"{where}.{key}", value)
-            fields[key] = {"layer": inner, **checked}
-            continue
-        _check_type(types[key], value, f"{where}.{key}")
-    return layer, fields
-
-
-def _check_type(wanted: Any, value: Any, where: str) -> None:
-    try:
-        TypeAdapter(wanted).validate_python(value, strict=True)
-    except ValidationError as error:
-        raise ParamsError(_faults(error, where)) from None
-
-
-def _config(layer: str, fields: dict[str, Any], budget: float | None) -> LayerConfig:
-    inner = {key: dict(value) for key, value in fields.items() if isinstance(value, dict)}
-    made = {key: _config(value.pop("layer"), value, None) for key, value in inner.items()}
-    return eugen.layers()[layer](budget=budget, **{**fields, **made})
-
-
-def _allow(value: dict[str, Any], allowed: tuple[str, ...], *, where: str, required: bool = False) -> None:
-    for key in value:
-        if key not in allowed:
-            raise ParamsError(f"{where}{key} = {value[key]!r}: unknown key, allowed are {', '.join(allowed)}")
-    missing = [key for key in allowed if required and key not in value]
-    if missing:
-        raise ParamsError(f"{where}{missing[0]} is missing")
+def _scratch(value: Any, tasks: dict[str, Any]) -> tuple[dict[str, Method], dict[str, ScratchSettings]]:
+    """Rows and tasks of the section `scratch`; either may be empty."""
+    if not isinstance(value, dict):
+        raise ParamsError(
+            f"scratch = {value!r}: must be a mapping of rows and tasks, both of which may be {{}}"
+        )
+    allow(value, ("rows", "tasks"), where="scratch.", required=True)
+    for key in ("rows", "tasks"):
+        if not isinstance(value[key], dict):
+            raise ParamsError(f"scratch.{key} = {value[key]!r}: must be a mapping, {{}} for none")
+    known = {name: rows.parse(name, fields, "scratch.rows") for name, fields in value["rows"].items()}
+    trained = {}
+    for name, section in value["tasks"].items():
+        where = f"scratch.tasks.{name}"
+        if name not in tasks:
+            raise ParamsError(f"{where}: there is no such task under `tasks`, which has {', '.join(tasks)}")
+        trained[name] = validate(ScratchSettings, section, where)
+        for variant, settings in trained[name].variants.items():
+            for row in settings.rows or []:
+                if row not in known:
+                    fault = f"{where}.variants.{variant}.rows = {row!r}: unknown row"
+                    raise ParamsError(f"{fault}, scratch.rows has {', '.join(known)}")
+    return known, trained
 
 
 def _mapping(raw: dict[str, Any], key: str) -> dict[str, Any]:
@@ -258,26 +222,3 @@ def _mapping(raw: dict[str, Any], key: str) -> dict[str, Any]:
     if not (isinstance(value, dict) and value):
         raise ParamsError(f"{key} = {value!r}: must be a mapping with at least one entry")
     return value
-
-
-def _faults(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
-    lines = []
-    for fault in error.errors():
-        key = ".".join([where, *map(str, fault["loc"])])
-        if fault["type"] == "missing":
-            lines.append(f"{key} is missing")
-        elif model and fault["type"] == "extra_forbidden":
-            allowed = ", ".join(_fields(model, fault["loc"][:-1]))
-            lines.append(f"{key} = {fault['input']!r}: unknown key, allowed are {allowed}")
-        else:
-            lines.append(f"{key} = {fault['input']!r}: {fault['msg']}")
-    return "; ".join(lines)
-
-
-def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """The keys of the section that `path` leads to from the section `model`."""
-    for part in path:
-        annotation = model.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        model = annotation
-    return list(model.model_fields)

@@ -12,6 +12,7 @@ import typer
 from safetensors.torch import load_file
 from torch import nn
 
+import eugen
 from eugen.cost import ModelCost, model_cost
 from eugen.timing import compare, peak_bytes
 from stages import params, timings
@@ -31,6 +32,7 @@ from stages.tasks import BASELINE, Task, open_task
 from stages.tracking import Run, environment, record, stage_run
 
 CELLS, METRICS = Path("results/cells"), Path("results/metrics")
+PICTURES = Path("results/pictures")
 
 
 def profile(
@@ -48,12 +50,14 @@ def profile(
     }
     with stage_run("profile", task=task, method=method, params=chosen) as run:
         moved = read_json(TRANSFERRED / task / method / RECORD_FILE)
+        (PICTURES / task / method).mkdir(parents=True, exist_ok=True)
         if moved["not_applicable"]:
             cell, metrics = not_applicable(settings, task, method, moved["not_applicable"]), {}
             run.tag("not_applicable", moved["not_applicable"])
         else:
             cell = measure(settings, opened, row, moved, run)
             metrics = flat_metrics(cell)
+            picture(opened, row, moved)
         record.write_record(CELLS / f"{task}-{method}.json", cell)
         record.write_json(METRICS / f"{task}-{method}.json", metrics)
         run.metrics(metrics)
@@ -67,10 +71,28 @@ def measure(settings: Params, task: Task, row: Method, moved: dict[str, Any], ru
         dense = dense_model(task)  # anew: timing casts it to the profiled dtype
         first = unit_name(task.settings.transfer.seeds[0], budget)
         weights = load_file(TRANSFERRED / task.name / row.name / f"{first}.safetensors")
-        student = student_model(dense, row.config(budget), weights)
-        costs.append(measure_cost(task, dense, student, budget))
+        blocks = task.settings.transfer.blocks
+        student = student_model(dense, row.config(budget), weights, blocks)
+        # The dense network with the same blocks marked: one that stays dense is no part of the comparison.
+        marked = dense if blocks is None else student_model(dense, eugen.DenseConfig(), {}, blocks)
+        costs.append(measure_cost(task, marked, student, budget))
         latencies += measure_latency(task, dense, student, budget, settings, run)
     return assemble(settings, task, row, costs, latencies, run.overhead_seconds)
+
+
+def picture(task: Task, row: Method, moved: dict[str, Any]) -> None:
+    """Leave what the task shows of the first seed's network per budget; the dense row has the truth too."""
+    out = PICTURES / task.name / row.name
+    blocks = task.settings.transfer.blocks
+    for budget in dict.fromkeys(unit["budget"] for unit in moved["units"]):
+        seed = task.settings.transfer.seeds[0]
+        name = f"{unit_name(seed, budget)}.safetensors"
+        tuned = FINETUNED / task.name / row.name / name
+        stored = tuned if tuned.exists() else TRANSFERRED / task.name / row.name / name
+        student = student_model(dense_model(task), row.config(budget), load_file(stored), blocks)
+        task.pictures(student, out / f"budget{budget:g}")
+    if row.layer == "dense":
+        task.truth_pictures(out / "truth")
 
 
 def not_applicable(settings: Params, task: str, method: str, why: str) -> record.NotApplicable:

@@ -1,4 +1,4 @@
-"""Stage `report`: everything that was measured, as results.csv, figures and one HTML page.
+"""Stage `report`: everything that was measured, as results.csv, scratch.csv, figures and one HTML page.
 
 `--readme` writes the README's table and reports/ledger.md from the committed records instead;
 `--check` fails if either has drifted from them.
@@ -42,7 +42,7 @@ def main(
 
 
 def report() -> None:
-    """Write reports/{results.csv,figures/,report.html} for the current run, mirrored to MLflow."""
+    """Write the page, both tables and the figures of the current run to reports/, mirrored to MLflow."""
     from stages.tracking import stage_run
 
     with stage_run("report", task="all", method=None, params={}) as run:
@@ -53,6 +53,10 @@ def report() -> None:
         finished, failed, none = len(inputs.records), len(inputs.failures), len(inputs.inapplicable)
         run.metrics({"cells_finished": finished, "cells_failed": failed, "cells_not_applicable": none})
         tail = f", {none} do not apply" if none else ""
+        if inputs.scratch or inputs.scratch_failures:
+            trained, lost = sum(bool(r.runs) for r in inputs.scratch), len(inputs.scratch_failures)
+            run.metrics({"scratch_finished": trained, "scratch_failed": lost})
+            tail += f"; from scratch {trained} rows trained, {lost} without"
         print(f"reports/report.html: {finished} cells finished, {failed} without{tail}")
 
 
@@ -60,6 +64,7 @@ def build(inputs: Inputs, folder: Path) -> list[Path]:
     """Write table, figures and page under `folder`; returns what a reader opens: all but the specs."""
     from stages.reporting.figures import figures
     from stages.reporting.page import render
+    from stages.reporting.scratch.table import results as scratch_results
     from stages.reporting.table import results, to_csv
 
     drawn = figures(inputs)
@@ -73,9 +78,11 @@ def build(inputs: Inputs, folder: Path) -> list[Path]:
     for name, text in wanted.items():
         write_text(folder / "figures" / name, text)
     write_text(folder / "results.csv", to_csv(results(inputs.records)))
+    trained = [record for task in inputs.tasks for record in inputs.scratch_of(task)]
+    write_text(folder / "scratch.csv", to_csv(scratch_results(trained)))
     write_text(folder / "report.html", page)
     drawings = [folder / "figures" / name for name in wanted if name.endswith(".svg")]
-    return [folder / "results.csv", folder / "report.html", *drawings]
+    return [*(folder / name for name in ("results.csv", "scratch.csv", "report.html")), *drawings]
 
 
 def _check() -> None:

@@ -17,7 +17,7 @@ from stages import params, timings
 from stages.checkpoint import Progress, save_tensors
 from stages.models import RECORD_FILE, TRANSFERRED, changed_tensors, dense_model, unit_name
 from stages.params import Method
-from stages.tasks import DoesNotApply, Task, open_task
+from stages.tasks import DoesNotApply, Task, last_blocks, open_task
 from stages.tracking import Run, record, stage_run
 
 RULE_SEEDS = 40_000
@@ -110,6 +110,7 @@ def transfer_unit(
             dense,
             method.config(budget),
             calibration=task.calibration(seed, task.settings.transfer.calibration_tokens),
+            where=last_blocks(dense, task.settings.transfer.blocks),
             call=task.call,
             refine_steps=task.settings.transfer.refine_steps,
             seed=seed,

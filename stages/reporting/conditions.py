@@ -6,20 +6,32 @@ from statistics import median
 
 from stages.reporting import text
 from stages.reporting.tables import Table
-from stages.tracking.record import CellRecord, NotApplicable
+from stages.tracking.record import CellRecord, NotApplicable, ScratchRecord
+
+Measured = CellRecord | ScratchRecord
+UNUSED = "no variant of the task trained this row"
 
 
-def not_applicable(records: list[CellRecord], cells: list[NotApplicable]) -> Table:
-    """Cells and budgets without a number, because they would mean nothing."""
+def name_of(record: Measured) -> str:
+    """`task / method`, or `task / row, from scratch`."""
+    if isinstance(record, ScratchRecord):
+        return f"{record.task} / {record.row}, from scratch"
+    return f"{record.task} / {record.method}"
+
+
+def not_applicable(records: list[Measured], cells: list[NotApplicable]) -> Table:
+    """Cells, rows and budgets without a number, because they would mean nothing."""
     rows = [[f"{cell.task} / {cell.method}", "all", cell.not_applicable] for cell in cells]
     for record in records:
-        name = f"{record.task} / {record.method}"
+        name = name_of(record)
+        if isinstance(record, ScratchRecord) and (record.not_applicable or not record.runs):
+            rows.append([name, "all", record.not_applicable or UNUSED])
         rows += [[name, f"{omission.budget:g}", omission.reason] for omission in record.omitted]
     caption = "Rows that have no meaning for a task, and budgets that buy nothing of a row: not failures."
     return Table(caption, ["cell", "budget", "reason"], rows, labels=3)
 
 
-def machines(records: list[CellRecord]) -> Table:
+def machines(records: list[Measured]) -> Table:
     """Every distinct machine and commit, with the cells that ran there."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for record in records:
@@ -33,13 +45,13 @@ def machines(records: list[CellRecord]) -> Table:
             commit,
             e.fingerprint,
         )
-        rows.setdefault(key, []).append(f"{record.task}/{record.method}")
+        rows.setdefault(key, []).append(name_of(record).replace(" / ", "/"))
     columns = ["processor", "cores", "memory, GB", "accelerator", "commit", "fingerprint", "cells"]
     body = [[*key, str(len(cells)) if len(rows) == 1 else text.listing(cells)] for key, cells in rows.items()]
     return Table("Where the numbers were made.", columns, body)
 
 
-def versions(records: list[CellRecord]) -> Table:
+def versions(records: list[Measured]) -> Table:
     """Package versions, all that occur."""
     found: dict[str, set[str]] = {}
     for record in records:
@@ -49,12 +61,14 @@ def versions(records: list[CellRecord]) -> Table:
     return Table("Versions.", ["package", "version"], rows)
 
 
-def hashes(records: list[CellRecord]) -> Table:
+def hashes(records: list[Measured]) -> Table:
     """SHA-256 of data and weights, shortened for reading."""
     rows = []
     for record in records:
-        for kind, named in (("data", record.data_sha256), ("weights", record.weights_sha256)):
-            rows += [[record.task, record.method, kind, name, digest[:16]] for name, digest in named.items()]
+        weights = {} if isinstance(record, ScratchRecord) else record.weights_sha256
+        own = record.row + ", from scratch" if isinstance(record, ScratchRecord) else record.method
+        for kind, named in (("data", record.data_sha256), ("weights", weights)):
+            rows += [[record.task, own, kind, name, digest[:16]] for name, digest in named.items()]
     return Table(
         "First 16 digits of SHA-256 of data and weights.",
         ["task", "method", "kind", "name", "sha256"],

@@ -21,6 +21,7 @@ COLOURS = ["#3b82c4", "#d9640f", "#1f9d6b", "#c2559b", "#8a6fd1", "#1a93a8", "#a
 SHAPES = ["circle", "square", "triangle-up", "cross", "triangle-down", "triangle-right", "triangle-left"]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
 """One for each round of the colours."""
+_LEGEND = alt.Legend(orient="bottom", columns=3, symbolSize=70, symbolOpacity=1, columnPadding=14)
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,51 @@ class Figure:
     alt: str
     spec: str
     svg: str
+    part: str = "transfer"
+    """The part of the task's section where it stands: `transfer` or `scratch`."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Colour, shape and dash of every row, in the order of the legend."""
+
+    of: dict[str, tuple[str, str, list[int]]]
+
+    def encodings(
+        self, drawn: list[str], stroke: float | None = None
+    ) -> tuple[alt.Color, alt.Shape, alt.StrokeDash]:
+        """The looks of the rows that a figure draws, with one legend; `stroke` is its lines' width."""
+        names = [name for name in self.of if name in drawn]
+        colours, shapes, dashes = (list(column) for column in zip(*(self.of[n] for n in names), strict=True))
+        legend = _LEGEND.copy()
+        if stroke is not None:
+            legend.symbolStrokeWidth = stroke
+        return (
+            alt.Color("row:N", scale=alt.Scale(domain=names, range=colours), legend=legend, title=None),
+            alt.Shape("row:N", scale=alt.Scale(domain=names, range=shapes), legend=legend, title=None),
+            alt.StrokeDash("row:N", scale=alt.Scale(domain=names, range=dashes), legend=legend, title=None),
+        )
+
+
+def looks(methods: list[str], rows: list[str]) -> Looks:
+    """Rows that share a method's name share its colour; the others take colours that no row has yet."""
+    others = [method for method in methods if method != DENSE]
+    taken: dict[str, int] = {}
+    for row in dict.fromkeys(rows):
+        if row in others and others.index(row) % len(COLOURS) not in taken.values():
+            taken[row] = others.index(row) % len(COLOURS)
+    free = [i for i in range(len(COLOURS)) if i not in taken.values()]
+    for row in (row for row in dict.fromkeys(rows) if row not in taken and row != DENSE):
+        taken[row] = free.pop(0) if free else len(taken)  # beyond the colours: other dashes
+    known: dict[str, tuple[str, str, list[int]]] = {DENSE: (INK, "diamond", DASHES[0])}
+    for row in (row for row in dict.fromkeys(rows) if row != DENSE):
+        i = taken[row]
+        known[row] = (
+            COLOURS[i % len(COLOURS)],
+            SHAPES[i % len(SHAPES)],
+            DASHES[(i // len(COLOURS)) % len(DASHES)],
+        )
+    return Looks(known)
 
 
 def encodings(
@@ -48,11 +94,7 @@ def encodings(
         if not drawn or m in drawn
     ]
     methods, colours, shapes = (list(column) for column in zip(*looks, strict=True))
-    where = (
-        alt.Legend(orient="bottom", columns=3, symbolSize=70, symbolOpacity=1, columnPadding=14)
-        if legend
-        else None
-    )
+    where = _LEGEND if legend else None
     return (
         alt.Color("method:N", scale=alt.Scale(domain=methods, range=colours), legend=where, title=None),
         alt.Shape("method:N", scale=alt.Scale(domain=methods, range=shapes), legend=where, title=None),
@@ -60,7 +102,13 @@ def encodings(
 
 
 def finish(
-    stem: str, task: str, key: tuple[str, ...], caption: str, spoken: str, chart: alt.TopLevelMixin
+    stem: str,
+    task: str,
+    key: tuple[str, ...],
+    caption: str,
+    spoken: str,
+    chart: alt.TopLevelMixin,
+    part: str = "transfer",
 ) -> Figure:
     """A chart in the house's fonts, as specification and SVG, named by what it shows."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join([stem, *key]))
@@ -82,7 +130,13 @@ def finish(
     )
     spec = chart.to_dict()
     return Figure(
-        name, task, caption, spoken, json.dumps(spec, indent=1, sort_keys=True) + "\n", _draw(spec, name)
+        name,
+        task,
+        caption,
+        spoken,
+        json.dumps(spec, indent=1, sort_keys=True) + "\n",
+        _draw(spec, name),
+        part,
     )
 
 

@@ -12,6 +12,7 @@ from stages.reporting import points
 from stages.reporting.drawing import AXIS, GREY, INK, WIDTH, Figure, encodings, finish
 from stages.reporting.inputs import DENSE, Inputs
 from stages.reporting.intervals import budgets
+from stages.reporting.scratch import figures as scratch
 from stages.reporting.settings import settings_of
 from stages.reporting.sweep import sweeps
 from stages.tracking.record import CellRecord
@@ -21,7 +22,7 @@ def figures(inputs: Inputs) -> list[Figure]:
     """Per task: quality against speed-up and speed-up against its limit per batch, fit per block.
 
     Where quality is a mean over settings, each setting's sweep over the budgets stands in the place of
-    the first and the last: a block's fit is its setting's quality.
+    the first and the last: a block's fit is its setting's quality. Then what was trained from scratch.
     """
     drawn = []
     for task in inputs.tasks:
@@ -34,6 +35,7 @@ def figures(inputs: Inputs) -> list[Figure]:
         drawn += [_speed(inputs, task, timing) for timing in timings]
         if not settings:
             drawn += _fits(inputs, task)
+        drawn += scratch.figures(inputs, task)
     return drawn
 
 

@@ -2,238 +2,269 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from statistics import fmean
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from stages.reporting import text, verdicts
-from stages.reporting.inputs import DENSE
-from stages.reporting.intervals import (
-    STAGE_NAMES,
-    STAGES,
-    Comparison,
-    Interval,
-    Stage,
-    budgets,
-    dense_scores,
-    mean_interval,
-    scores,
-)
-from stages.reporting.table import cost_at
-from stages.tracking.record import CellRecord
+from stages.reporting import text
+from stages.reporting.intervals import Comparison, mean_interval
+from stages.reporting.outcomes import FROM_SCRATCH, Outcome
 
 KEPT = 0.99
 """The share of dense quality that the papers' transfer is said to keep."""
+DISTILLED = 0.998
+"""The share that distillation with a trained projection is said to keep."""
+ENOUGH = 3
+"""The order above which the papers find no gain."""
 IMAGE_TASK, SWEEP_TASK = "vision", "kernel"
+TRANSFORMERS = ("embedding", "language", IMAGE_TASK)
+RECONSTRUCTION = ("radiance", "distance")
 Verdict = Literal["reproduced", "not reproduced", "not comparable", "open", "measured"]
+WORST: tuple[Verdict, ...] = ("not reproduced", "open", "not comparable", "measured", "reproduced")
+"""The verdict of several results is the first of these that occurs."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row's answer to a claim."""
+    """One answer to a claim."""
 
     ours: str
     conditions: str
     verdict: Verdict
+    row: str = ""
+    """Findings of one row stand in one line of the ledger; empty: a line of its own."""
+    rank: tuple[Any, ...] = ()
+    """Of a row's findings those of the least rank are shown; the others are counted, and folded below."""
+    tally: str = ""
+    """What is counted; the verdict if empty."""
 
 
-def needs(what: str) -> Callable[[list[CellRecord]], list[Finding]]:
-    """An entry that no record can answer yet, and what would."""
-    return lambda records: [no_record(what)]
+def condense(found: list[Finding]) -> list[Finding]:
+    """One finding a row, in the order of first appearance."""
+    groups: dict[str, list[Finding]] = {}
+    for i, finding in enumerate(found):
+        groups.setdefault(finding.row or f"#{i}", []).append(finding)
+    return [_condensed(group) for group in groups.values()]
 
 
-def image_points(records: list[CellRecord]) -> list[Finding]:
-    """Quality lost and parameters saved on the image task: another network, other data than the claim's."""
-    said = []
-    for record, budget, stage in eugens(records, IMAGE_TASK):
-        comparison = verdicts.against_dense(record, budget, stage)
-        cost = cost_at(record, budget)
-        if comparison and cost:
-            saved = f"parameters {100 * (cost.params / cost.params_dense - 1):+.1f} %".replace("-", "−")
-            lost = f"{text.difference(comparison.difference)} {record.quality_name}"
-            size = f"a network of {text.number(cost.params_dense / 1e6)} M parameters, ViT-B has 86 M"
-            where = f"{_where(record, budget, stage, comparison.difference)}; {size}"
-            said.append(Finding(f"{lost}, {saved}", where, "not comparable"))
-    return said or [no_record(f"records of a task `{IMAGE_TASK}`")]
+def _condensed(group: list[Finding]) -> Finding:
+    least = min(finding.rank for finding in group)
+    shown = [finding for finding in group if finding.rank == least]
+    verdict: Verdict = next(v for v in WORST if any(finding.verdict == v for finding in shown))
+    conditions = shown[0].conditions
+    if len(shown) < len(group):
+        counts = Counter(finding.tally or finding.verdict for finding in group)
+        conditions += f"; all {len(group)} results below"
+        if counts.keys() != {"measured"}:
+            named = [f"{count} {what}" for what, count in counts.most_common()]
+            conditions += f": {text.listing(named)}"
+    return Finding("; ".join(finding.ours for finding in shown), conditions, verdict)
 
 
-def above_low_rank(records: list[CellRecord]) -> list[Finding]:
-    """EUGens against low-rank rows at equal budget on the image task."""
-    images = [record for record in records if record.task == IMAGE_TASK]
-    rivals = [record for record in images if verdicts.layer_of(record).startswith("low_rank")]
-    said = [
-        _compared(record, other, budget, stage, comparison)
-        for record, budget, stage in eugens(images)
-        for other in rivals
-        if (comparison := verdicts.against(record, other, budget, stage))
-    ]
-    return said or [no_record(f"records of a task `{IMAGE_TASK}` with EUGen and low-rank rows at one budget")]
+def needs(what: str) -> Finding:
+    """An open entry, and what would answer it."""
+    return Finding(text.NONE, f"needs {what}", "open")
 
 
-def retention(records: list[CellRecord]) -> list[Finding]:
-    """Share of the dense quality that transfer alone keeps, and its seconds."""
-    said = []
-    for record, budget, stage in eugens(records):
-        if stage != "transfer" or not record.higher_is_better:
-            continue
-        dense = dense_scores(record, budget)
-        kept = mean_interval([value / dense[seed] for seed, value in scores(record, budget, stage).items()])
-        if kept is None or kept.half is None:
-            continue
-        seconds = fmean(result.transfer_seconds for result in record.seeds if result.budget == budget)
-        verdict = "reproduced" if kept.low >= KEPT else "not reproduced" if kept.high < KEPT else "open"
-        if verdict == "reproduced" and _refine_steps(record):
-            verdict = "not comparable"  # local steps helped: it is more than the closed form
-        share = f"{100 * kept.mean:.1f} ± {100 * kept.half:.1f} % of {record.quality_name}"
-        said.append(
-            Finding(share, f"{_where(record, budget, stage, kept)}; {text.number(seconds)} s", verdict)
-        )
-    return said or [no_record("records of EUGen rows on any task")]
+def or_needs(found: list[Finding], what: str) -> list[Finding]:
+    """The findings, or what would give some."""
+    return found or [needs(what)]
 
 
-def trainable_projection(records: list[CellRecord]) -> list[Finding]:
-    """Rows whose projection is trained, as it is by default, against the same row with a fixed one."""
-    pairs = list(variants(records, "trainable", lambda a, b: a is not False and b is False))
-    return _of_pairs(pairs, "EUGen rows that differ in `trainable` alone")
+def eugens(outcomes: list[Outcome], *tasks: str) -> Iterator[Outcome]:
+    """Outcomes of EUGen rows on these tasks; on all but the synthetic sweep, summed up elsewhere, if none."""
+    for outcome in outcomes:
+        wanted = outcome.task in tasks if tasks else outcome.task != SWEEP_TASK
+        if outcome.layer == "eugen" and wanted:
+            yield outcome
 
 
-def norm_slot(records: list[CellRecord]) -> list[Finding]:
-    """Rows with the norm slot, as it is by default, against the same row without."""
-    pairs = list(variants(records, "norm_slot", lambda a, b: a is not False and b is False))
-    return [
-        _as_answer(finding) for finding in _of_pairs(pairs, "EUGen rows that differ in `norm_slot` alone")
-    ]
-
-
-def against_narrow(records: list[CellRecord]) -> list[Finding]:
-    """EUGens against the narrower block at equal budget, every task and stage."""
-    said = [
-        _as_answer(_compared(record, other, budget, stage, comparison))
-        for record, budget, stage in eugens(records)
-        for other in records
-        if other.task == record.task and verdicts.layer_of(other) == "narrow"
-        if (comparison := verdicts.against(record, other, budget, stage))
-    ]
-    return said or [no_record("records of EUGen and `narrow` rows at one budget")]
-
-
-def training_cost(records: list[CellRecord]) -> list[Finding]:
-    """Seconds to make an EUGen network from a trained one, beside those of training the dense one."""
-    said = []
-    for record, budget, stage in eugens(records):
-        at_budget = [result for result in record.seeds if result.budget == budget]
-        if stage == "finetuned":
-            at_budget = [result for result in at_budget if result.quality_finetuned is not None]
-        extra = stage == "finetuned"
-        spent = mean_interval([r.transfer_seconds + (r.finetune_seconds if extra else 0) for r in at_budget])
-        if spent is None:
-            continue
-        dense = record.train_seconds_dense
-        beside = f"dense training {text.number(dense)} s" if dense else "the dense network came trained"
-        where = f"{_where(record, budget, stage, spent)}; {beside}; {record.environment.processor}"
-        said.append(Finding(f"{text.number(spent.mean)} s per seed", where, "measured"))
-    return said or [no_record("records of EUGen rows on any task")]
-
-
-def error_bars(records: list[CellRecord]) -> list[Finding]:
-    """How many seeds stand behind the rows."""
-    counts = [len(scores(r, b, s)) for r in records if r.method != DENSE for b in budgets(r) for s in STAGES]
-    counts = [count for count in counts if count]
-    if not counts:
-        return [no_record("committed records")]
-    enough = sum(count >= 3 for count in counts)
-    ours = f"{min(counts)} to {max(counts)} seeds; {enough} of {len(counts)} results have 3 or more"
-    return [Finding(ours, "all committed rows, each stage; 95 % Student-t intervals", "measured")]
-
-
-def in_transformers(records: list[CellRecord]) -> list[Finding]:
-    """EUGens against the dense Transformer of each task."""
-    said = []
-    for record, budget, stage in eugens(records):
-        comparison = verdicts.against_dense(record, budget, stage)
-        if comparison and record.task in ("embedding", IMAGE_TASK):
-            ours = f"{text.difference(comparison.difference)} {record.quality_name} against dense"
-            said.append(Finding(ours, _where(record, budget, stage, comparison.difference), "measured"))
-    return said or [no_record("records of a Transformer task")]
-
-
-def eugens(records: list[CellRecord], task: str | None = None) -> Iterator[tuple[CellRecord, float, Stage]]:
-    """EUGen rows at every budget and stage that has a result.
+def sized(outcomes: list[Outcome], task: str, theirs: str) -> list[Finding]:
+    """Quality lost, parameters saved and speed gained, on another network and other data than the claim's.
 
     Args:
-        task: of this one; None for all but the synthetic sweep, whose many budgets are summed up elsewhere.
+        theirs: the claim's own network, in words.
     """
-    for record in records:
-        wanted = record.task == task if task else record.task != SWEEP_TASK
-        if verdicts.is_eugen(record) and wanted:
-            for budget in budgets(record):
-                for stage in STAGES:
-                    if scores(record, budget, stage):
-                        yield record, budget, stage
+    said = []
+    for outcome in eugens(outcomes, task):
+        comparison = outcome.against_dense()
+        if comparison is None or outcome.params is None:
+            continue
+        own, dense = outcome.params
+        saved = f"parameters {100 * (own / dense - 1):+.1f} %".replace("-", "−")
+        lost = f"{text.difference(comparison.difference)} {outcome.quality_name}"
+        size = f"a network of {text.number(dense / 1e6)} M parameters, {theirs}"
+        where = f"{outcome.where(comparison.difference.n)}; {size}"
+        ours = "; ".join(part for part in (lost, saved, outcome.speed) if part)
+        tally = f"{comparison.verdict} than dense" if comparison.verdict != "no difference shown" else ""
+        said.append(
+            Finding(ours, where, "not comparable", outcome.row, outcome.rank, tally or comparison.verdict)
+        )
+    return or_needs(said, f"EUGen rows in records of a task `{task}`")
 
 
-def _section(record: CellRecord) -> dict[str, Any]:
-    """The method's own parameters in a record."""
-    return next((v for v in record.params.values() if isinstance(v, dict) and "layer" in v), {})
+def above_low_rank(outcomes: list[Outcome]) -> list[Finding]:
+    """EUGens against low-rank rows at equal budget on the image task."""
+    said = _against(outcomes, lambda layer: layer.startswith("low_rank"), IMAGE_TASK)
+    return or_needs(said, f"records of a task `{IMAGE_TASK}` with EUGen and low-rank rows at one budget")
+
+
+def retention(outcomes: list[Outcome]) -> list[Finding]:
+    """Share of the dense quality that transfer alone keeps, and its seconds."""
+    said = []
+    for outcome in (outcome for outcome in eugens(outcomes) if outcome.protocol == "transfer"):
+        finding = _kept(outcome, KEPT)
+        if finding and finding.verdict == "reproduced" and outcome.refine_steps:
+            # Local steps helped: it is more than the closed form.
+            finding = replace(finding, verdict="not comparable")
+        said += [finding] if finding else []
+    return or_needs(said, "records of EUGen rows on any task")
+
+
+def distillation(outcomes: list[Outcome]) -> list[Finding]:
+    """Share of the dense quality that a student keeps whose projection was trained, on 3D reconstruction."""
+    said = []
+    for outcome in eugens(outcomes, *RECONSTRUCTION):
+        refined = outcome.protocol == "transfer" and outcome.refine_steps > 0
+        trained = outcome.section.get("trainable", True) is not False
+        if trained and (refined or outcome.protocol == "finetuned"):
+            finding = _kept(outcome, DISTILLED)
+            said += [finding] if finding else []
+    return or_needs(
+        said, "refined or fine-tuned EUGen rows in records of the tasks `radiance` and `distance`"
+    )
+
+
+def _kept(outcome: Outcome, least: float) -> Finding | None:
+    """The share of dense quality, of an error the dense error over ours; None below two seeds."""
+    pairs = [(value, outcome.dense[seed]) for seed, value in outcome.scores.items() if seed in outcome.dense]
+    if any(value <= 0 or dense <= 0 for value, dense in pairs):
+        return None
+    kept = mean_interval([v / dense if outcome.higher_is_better else dense / v for v, dense in pairs])
+    if kept is None or kept.half is None:
+        return None
+    verdict = "reproduced" if kept.low >= least else "not reproduced" if kept.high < least else "open"
+    what = outcome.quality_name if outcome.higher_is_better else f"{outcome.quality_name} (dense over ours)"
+    share = f"{100 * kept.mean:.1f} ± {100 * kept.half:.1f} % of {what}"
+    where = f"{outcome.where(kept.n)}; {text.number(outcome.seconds)} s"
+    return Finding(share, where, verdict, outcome.row, outcome.rank)
+
+
+def trainable_projection(outcomes: list[Outcome]) -> list[Finding]:
+    """Rows whose projection is trained, as it is by default, against the same row with a fixed one."""
+    pairs = variants(outcomes, "trainable", lambda a, b: a is not False and b is False)
+    return or_needs(_of_pairs(pairs), "EUGen rows that differ in `trainable` alone")
+
+
+def norm_slot(outcomes: list[Outcome]) -> list[Finding]:
+    """Rows with the norm slot, as it is by default, against the same row without."""
+    pairs = variants(outcomes, "norm_slot", lambda a, b: a is not False and b is False)
+    return or_needs(_answers(_of_pairs(pairs)), "EUGen rows that differ in `norm_slot` alone")
+
+
+def order(outcomes: list[Outcome]) -> list[Finding]:
+    """Rows of a higher order against the same row at order 3: enough means that they are not better."""
+    pairs = variants(outcomes, "order", lambda a, b: (a or 2) > ENOUGH and b == ENOUGH)
+    said = [_compared(above, enough, comparison) for above, enough, comparison in pairs]
+    swapped: dict[Verdict, Verdict] = {"reproduced": "not reproduced", "not reproduced": "reproduced"}
+    said = [replace(finding, verdict=swapped.get(finding.verdict, finding.verdict)) for finding in said]
+    return or_needs(said, "EUGen rows that differ in `order` alone, one of order 3 and one above")
+
+
+def against_layer(outcomes: list[Outcome], layer: str, orders: Sequence[int] = ()) -> list[Finding]:
+    """EUGens against rows of one layer at equal budget, every task and protocol: a question's answer.
+
+    Args:
+        orders: EUGens of these orders alone; all if empty.
+    """
+    wanted = [o for o in outcomes if not orders or o.layer != "eugen" or o.section.get("order", 2) in orders]
+    said = _answers(_against(wanted, lambda other: other == layer))
+    return or_needs(said, f"records of EUGen and `{layer}` rows at one budget")
+
+
+def training_cost(outcomes: list[Outcome]) -> list[Finding]:
+    """Seconds to make an EUGen network, and from scratch its training step beside dense."""
+    said = []
+    for outcome in eugens(outcomes):
+        scratch = outcome.protocol == FROM_SCRATCH
+        ours, _, beside = outcome.effort.partition("; ")
+        ours = f"{outcome.speed}; {ours}" if scratch and outcome.speed else ours
+        where = f"{outcome.where(len(outcome.scores))}; {beside}"
+        said.append(Finding(ours, where, "measured", outcome.row, outcome.rank))
+    return or_needs(said, "records of EUGen rows on any task")
+
+
+def error_bars(outcomes: list[Outcome]) -> list[Finding]:
+    """How many seeds stand behind the rows."""
+    counts = [len(outcome.scores) for outcome in outcomes]
+    if not counts:
+        return [needs("committed records")]
+    enough = sum(count >= 3 for count in counts)
+    ours = f"{min(counts)} to {max(counts)} seeds; {enough} of {len(counts)} results have 3 or more"
+    return [Finding(ours, "all committed rows, each protocol; 95 % Student-t intervals", "measured")]
+
+
+def in_transformers(outcomes: list[Outcome]) -> list[Finding]:
+    """EUGens against the dense Transformer of each task."""
+    said = []
+    for outcome in eugens(outcomes, *TRANSFORMERS):
+        comparison = outcome.against_dense()
+        if comparison:
+            ours = f"{text.difference(comparison.difference)} {outcome.quality_name} against dense: "
+            where = outcome.where(comparison.difference.n)
+            said.append(
+                Finding(
+                    ours + comparison.verdict,
+                    where,
+                    "measured",
+                    outcome.row,
+                    outcome.rank,
+                    comparison.verdict,
+                )
+            )
+    return or_needs(said, "records of a Transformer task")
 
 
 def variants(
-    records: list[CellRecord], key: str, wanted: Callable[[Any, Any], bool]
-) -> Iterator[tuple[CellRecord, CellRecord]]:
-    """EUGen rows of one task whose parameters differ in `key` alone."""
-    family = [record for record in records if verdicts.is_eugen(record)]
+    outcomes: list[Outcome], key: str, wanted: Callable[[Any, Any], bool]
+) -> Iterator[tuple[Outcome, Outcome, Comparison]]:
+    """EUGen rows under one setting whose parameters differ in `key` alone, compared."""
+    family = [outcome for outcome in outcomes if outcome.layer == "eugen"]
     for first in family:
-        for second in (record for record in family if record.task == first.task):
-            a, b = _section(first), _section(second)
+        for second in (outcome for outcome in family if outcome.setting == first.setting):
+            a, b = first.section, second.section
             rest = {k: v for k, v in a.items() if k != key} == {k: v for k, v in b.items() if k != key}
-            if rest and wanted(a.get(key), b.get(key)):
-                yield first, second
+            comparison = first.against(second) if rest and wanted(a.get(key), b.get(key)) else None
+            if comparison:
+                yield first, second, comparison
 
 
-def _of_pairs(pairs: list[tuple[CellRecord, CellRecord]], missing: str) -> list[Finding]:
-    said = [
-        _compared(first, second, budget, stage, comparison)
-        for first, second in pairs
-        for budget in budgets(first)
-        for stage in STAGES
-        if (comparison := verdicts.against(first, second, budget, stage))
+def _of_pairs(pairs: Iterator[tuple[Outcome, Outcome, Comparison]]) -> list[Finding]:
+    return [_compared(*pair) for pair in pairs]
+
+
+def _against(outcomes: list[Outcome], rival: Callable[[str], bool], *tasks: str) -> list[Finding]:
+    return [
+        _compared(outcome, other, comparison)
+        for outcome in eugens(outcomes, *tasks)
+        for other in outcomes
+        if rival(other.layer) and (comparison := outcome.against(other))
     ]
-    return said or [no_record(missing)]
 
 
-def _compared(
-    first: CellRecord, second: CellRecord, budget: float, stage: Stage, comparison: Comparison
-) -> Finding:
+def _compared(first: Outcome, second: Outcome, comparison: Comparison) -> Finding:
     """A clear difference was claimed: one seed leaves it open, an interval over 0 fails it."""
-    where = f"{_where(first, budget, stage, comparison.difference)}, against {second.method}"
     if comparison.difference.half is None:
         verdict = "open"
     else:
         verdict = "reproduced" if comparison.verdict == "better" else "not reproduced"
-    shown = f"{text.difference(comparison.difference)} {first.quality_name}: {comparison.verdict}"
-    return Finding(shown, where, verdict)
+    size = f"{text.difference(comparison.difference)} {first.quality_name}"
+    ours = f"{size} against {second.name}: {comparison.verdict}"
+    where = first.where(comparison.difference.n)
+    return Finding(ours, where, verdict, first.row, first.rank, comparison.verdict)
 
 
-def _as_answer(finding: Finding) -> Finding:
-    """A question claims nothing: its answer is a measurement, not a reproduction."""
-    if finding.verdict == "open":
-        return finding
-    return Finding(finding.ours, finding.conditions, "measured")
-
-
-def _where(record: CellRecord, budget: float, stage: Stage, interval: Interval) -> str:
-    steps = _refine_steps(record)
-    how = f" with {steps} local steps a block" if steps else " in closed form"
-    made = STAGE_NAMES[stage] + (how if stage == "transfer" else "")
-    return f"{record.task}, {record.method}, budget {budget:g}, {made}, n={interval.n}"
-
-
-def _refine_steps(record: CellRecord) -> int:
-    """Local refinement of each block, in Adam steps; 0 is the closed form alone."""
-    return record.params.get("task", {}).get("transfer", {}).get("refine_steps", 0)
-
-
-def no_record(missing: str) -> Finding:
-    """An open entry, and what would answer it."""
-    return Finding(text.NONE, f"needs {missing}", "open")
+def _answers(found: list[Finding]) -> list[Finding]:
+    """A question claims nothing: its answers are measurements, not reproductions."""
+    return [f if f.verdict == "open" else replace(f, verdict="measured") for f in found]

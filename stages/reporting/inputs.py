@@ -11,15 +11,23 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from stages.tracking.record import SCHEMA_VERSION, CellRecord, Failure, NotApplicable, Record
+from stages.reporting.faults import ReportError
+from stages.reporting.pictures import Picture, read_pictures
+from stages.tracking.record import (
+    SCHEMA_VERSION,
+    CellRecord,
+    Failure,
+    NotApplicable,
+    Record,
+    ScratchRecord,
+)
 
 DENSE = "dense"
 """The row that every other row is measured against."""
+SCRATCH = "scratch"
+"""The stage, the section of params.yaml and the folders of rows trained from scratch."""
+_RESTORE = "restore it with `git checkout -- {}`"
 _R = TypeVar("_R", bound=Record)
-
-
-class ReportError(Exception):
-    """The report cannot be made; the message names the file and the cure."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +41,17 @@ class Inputs:
     """The `study` profile's parameters, to say what it would add; None where it is not at hand."""
     inapplicable: list[NotApplicable] = field(default_factory=list)
     """Cells that have no meaning; neither finished nor failed."""
+    scratch: list[ScratchRecord] = field(default_factory=list)
+    """Rows trained from scratch, in the order of params.yaml; those without a meaning say why."""
+    scratch_failures: list[Failure] = field(default_factory=list)
+    """Rows trained from scratch that have no record; `method` names the row."""
+    pictures: list[Picture] = field(default_factory=list)
 
     @property
     def tasks(self) -> list[str]:
-        """Tasks that have at least one record."""
-        return list(dict.fromkeys(record.task for record in self.records))
+        """Tasks that have at least one record of either part."""
+        found = [record.task for record in self.records]
+        return list(dict.fromkeys(found + [record.task for record in self.scratch if record.runs]))
 
     @property
     def methods(self) -> list[str]:
@@ -47,6 +61,10 @@ class Inputs:
     def of_task(self, task: str) -> list[CellRecord]:
         """The records of one task."""
         return [record for record in self.records if record.task == task]
+
+    def scratch_of(self, task: str) -> list[ScratchRecord]:
+        """The rows of one task that were trained from scratch."""
+        return [record for record in self.scratch if record.task == task and record.runs]
 
 
 def read_params(path: Path) -> dict[str, Any]:
@@ -116,7 +134,18 @@ def read_run(root: Path) -> Inputs:
                 records.append(outcome)
     study = root / "params" / "study.yaml"
     known = read_params(study) if study.is_file() else None
-    return Inputs(params, records, failures, known, inapplicable)
+    outcomes = [_scratch_outcome(root, params, notes, task, row) for task, row in scratch_rows(params)]
+    scratch = [outcome for outcome in outcomes if isinstance(outcome, ScratchRecord)]
+    missing = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    pictures = read_pictures(root / "results" / "pictures", records)
+    return Inputs(params, records, failures, known, inapplicable, scratch, missing, pictures)
+
+
+def scratch_rows(params: dict[str, Any]) -> list[tuple[str, str]]:
+    """(task, row) of everything that is trained from scratch; none where params.yaml has no such section."""
+    section = params.get(SCRATCH) or {}
+    rows, tasks = section.get("rows") or {}, section.get("tasks") or {}
+    return [(task, row) for task in tasks for row in rows]
 
 
 def read_failures(folder: Path) -> list[Failure]:
@@ -130,10 +159,27 @@ def read_committed(root: Path) -> list[CellRecord]:
     return [cell for cell in _committed(root / "reports" / "records") if isinstance(cell, CellRecord)]
 
 
+def read_committed_scratch(root: Path) -> list[ScratchRecord]:
+    """Read reports/records/scratch/<task>/<row>.json, sorted by path; rows without a meaning are left out."""
+    folder = root / "reports" / "records" / SCRATCH
+    found = [
+        read_scratch(path, path.parent.name, path.stem, _RESTORE.format(path))
+        for path in sorted(folder.glob("*/*.json"))
+    ]
+    return [record for record in found if record.runs]
+
+
 def _committed(folder: Path) -> Iterator[CellRecord | NotApplicable]:
     for path in sorted(folder.glob("*/*.json")):
-        cure = f"restore it with `git checkout -- {path}`"
-        yield read_cell(path, path.parent.name, path.stem, cure)
+        yield read_cell(path, path.parent.name, path.stem, _RESTORE.format(path))
+
+
+def read_scratch(path: Path, task: str, row: str, cure: str) -> ScratchRecord:
+    """Read the record of a named row. Raises ReportError also if it is some other row's."""
+    record = read_record(path, ScratchRecord, cure)
+    if (record.task, record.row) != (task, row):
+        raise ReportError(f"{path}: holds the row {record.task}/{record.row}, not {task}/{row}; {cure}")
+    return record
 
 
 def _outcome(
@@ -141,7 +187,7 @@ def _outcome(
 ) -> CellRecord | NotApplicable | Failure:
     """A failed stage wins over a record: DVC leaves the last run's record in place when a cell fails."""
     for note in notes:
-        if note.task == task and note.method in (None, method):
+        if note.task == task and note.method in (None, method) and note.stage != SCRATCH:
             return note.model_copy(update={"method": method})
     path = root / "results" / "cells" / f"{task}-{method}.json"
     name = path.relative_to(root).as_posix()
@@ -155,8 +201,32 @@ def _outcome(
     return record
 
 
-def _missing(task: str, method: str, reason: str) -> Failure:
-    return Failure(stage="–", task=task, method=method, error=reason, traceback="", time="")
+def _scratch_outcome(
+    root: Path, params: dict[str, Any], notes: list[Failure], task: str, row: str
+) -> ScratchRecord | Failure:
+    """Of the stages before it, training from scratch needs the data alone."""
+    for note in notes:
+        if note.task == task and (note.stage, note.method) in (
+            (SCRATCH, row),
+            (SCRATCH, None),
+            ("prepare", None),
+        ):
+            return note.model_copy(update={"method": row})
+    path = root / "results" / SCRATCH / f"{task}-{row}.json"
+    name = path.relative_to(root).as_posix()
+    if not path.is_file():
+        reason = f"{name} does not exist: the row has not been trained; run `dvc repro`"
+        return _missing(task, row, reason, SCRATCH)
+    record = read_scratch(path, task, row, f"delete it and run `dvc repro {SCRATCH}@{task}-{row}`")
+    profile = params.get("profile", record.profile)
+    if record.profile != profile:
+        reason = f"{name} is left over from profile {record.profile}, this run is {profile}; run `dvc repro`"
+        return _missing(task, row, reason, SCRATCH)
+    return record
+
+
+def _missing(task: str, method: str, reason: str, stage: str = "–") -> Failure:
+    return Failure(stage=stage, task=task, method=method, error=reason, traceback="", time="")
 
 
 def _one_line(error: Exception) -> str:

@@ -13,6 +13,8 @@ from scipy.stats import t as student_t
 from stages.tracking.record import CellRecord
 
 CONFIDENCE = 0.95
+NEAR = 0.3
+"""The budget that stands for a row where one must."""
 
 Stage = Literal["transfer", "finetuned"]
 STAGES: tuple[Stage, ...] = ("transfer", "finetuned")
@@ -95,3 +97,8 @@ def final_scores(record: CellRecord, budget: float) -> dict[int, float]:
 def budgets(record: CellRecord) -> list[float]:
     """Budgets of a record, from the cheapest network to the dearest."""
     return sorted({result.budget for result in record.seeds})
+
+
+def nearest(found: Sequence[float]) -> float:
+    """The budget that stands for several; of two equally near the smaller."""
+    return min(found, key=lambda budget: (round(abs(budget - NEAR), 9), budget))

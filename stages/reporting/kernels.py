@@ -1,14 +1,14 @@
-"""What the records say of the synthetic kernels, of the order and of quantisation: ledger entries."""
+"""What the cells say of the synthetic kernels and of quantisation: ledger entries."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
+from dataclasses import replace
 from statistics import fmean
 
-from stages.reporting import findings, text, verdicts
-from stages.reporting.findings import SWEEP_TASK, Finding, Verdict, eugens, no_record, variants
-from stages.reporting.intervals import Comparison, Stage, budgets, compare, final_scores, scores
+from stages.reporting import text, verdicts
+from stages.reporting.findings import SWEEP_TASK, Finding, Verdict, needs
+from stages.reporting.intervals import Comparison, budgets, compare, final_scores, scores
 from stages.reporting.settings import setting_scores, settings_of
 from stages.reporting.table import latencies_at
 from stages.tracking.record import CellRecord
@@ -16,21 +16,18 @@ from stages.tracking.record import CellRecord
 RIVALS = ("snnk", "low_rank")
 """The layers that the claim names; the stronger, activation-aware low rank stands in the report."""
 CLAIMED = 2
-ENOUGH = 3
-"""The order above which the papers find no gain."""
 
 
 def synthetic(records: list[CellRecord]) -> list[Finding]:
     """Each EUGen of order 2 against each SNNK and low-rank row: a line per pair, all settings in it."""
     missing = f"records of a task `{SWEEP_TASK}` with EUGen, SNNK and low-rank rows at one budget"
-    return _pairs(records, RIVALS) or [no_record(missing)]
+    return _pairs(records, RIVALS) or [needs(missing)]
 
 
-def against_narrow(records: list[CellRecord]) -> list[Finding]:
-    """The other tasks' answers, then the same lines as above against the narrower layer."""
-    here = [dataclasses.replace(finding, verdict="measured") for finding in _pairs(records, ("narrow",))]
-    elsewhere = findings.against_narrow(records)
-    return here if here and elsewhere[0].verdict == "open" else [*elsewhere, *here]
+def against_layer(records: list[CellRecord], layer: str) -> list[Finding]:
+    """The same lines as above against the rows of one layer, as a question's answer; none without them."""
+    found = _pairs(records, (layer,))
+    return [f if f.verdict == "open" else replace(f, verdict="measured") for f in found]
 
 
 def _pairs(records: list[CellRecord], rivals: tuple[str, ...]) -> list[Finding]:
@@ -54,7 +51,7 @@ def _pair(first: CellRecord, second: CellRecord) -> Finding:
     shared = sorted(set(budgets(first)) & set(budgets(second)))
     whole = compare(_over(first, shared), _over(second, shared), first.higher_is_better)
     if whole is None:
-        return no_record("repeats of both rows with the same seeds")
+        return needs("repeats of both rows with the same seeds")
     counts = Counter(
         comparison.verdict
         for setting in settings_of([first, second])
@@ -62,15 +59,16 @@ def _pair(first: CellRecord, second: CellRecord) -> Finding:
         if (comparison := _at(first, second, budget, setting))
     )
     total = sum(counts.values())
+    size = f"{text.difference(whole.difference)} {first.quality_name}"
     ours = (
-        f"{text.difference(whole.difference)} {first.quality_name}: {whole.verdict}; of {total} settings × "
-        f"budgets {counts['better']} better, {counts['worse']} worse"
+        f"{size} against {second.method}: {whole.verdict} (of {total} settings × budgets "
+        f"{counts['better']} better, {counts['worse']} worse)"
     )
     where = (
-        f"{first.method} against {second.method}, mean of budgets "
+        f"{first.task}, {first.method}, mean of budgets "
         f"{text.listing([f'{budget:g}' for budget in shared])}, in closed form, n={whole.difference.n}"
     )
-    return Finding(ours, where, _verdict(whole))
+    return Finding(ours, where, _verdict(whole), where)
 
 
 def _at(first: CellRecord, second: CellRecord, budget: float, setting: str) -> Comparison | None:
@@ -91,38 +89,15 @@ def _verdict(comparison: Comparison) -> Verdict:
     return "reproduced" if comparison.verdict == "better" else "not reproduced"
 
 
-def order(records: list[CellRecord]) -> list[Finding]:
-    """Rows of a higher order against the same row at order 3: enough means that they are not better."""
-    pairs = variants(records, "order", lambda a, b: (a or 2) > ENOUGH and b == ENOUGH)
-    said = []
-    for above, enough in pairs:
-        for budget in budgets(above):
-            comparison = verdicts.against(above, enough, budget, "transfer")
-            if comparison:
-                said.append(_above(above, enough, budget, comparison))
-    return said or [no_record("EUGen rows that differ in `order` alone, one of order 3 and one above")]
-
-
-def _above(above: CellRecord, enough: CellRecord, budget: float, comparison: Comparison) -> Finding:
-    if comparison.difference.half is None:
-        verdict = "open"
-    else:
-        verdict = "not reproduced" if comparison.verdict == "better" else "reproduced"
-    shown = f"{text.difference(comparison.difference)} {above.quality_name}: {comparison.verdict}"
-    where = f"{above.task}, {above.method} against {enough.method}, budget {budget:g}"
-    return Finding(shown, f"{where}, after transfer alone, n={comparison.difference.n}", verdict)
-
-
 def quantisation(records: list[CellRecord]) -> list[Finding]:
     """EUGens at their largest budget against the dense block in int8: quality and both speed-ups."""
     said = []
-    for record, budget, stage in [*eugens(records), *eugens(records, SWEEP_TASK)]:
-        if budget != max(budgets(record)) or stage != _last(record, budget) or not _claimed(record):
-            continue
+    for record in (record for record in records if _claimed(record)):
+        budget = max(budgets(record))
         for other in (r for r in records if r.task == record.task and verdicts.layer_of(r) == "int8"):
             if budgets(other) == [1.0]:  # not a smaller row in int8
                 said.append(_quantised(record, budget, other, 1.0))
-    return [finding for finding in said if finding] or [no_record("a row `int8`, timed in the same runs")]
+    return [finding for finding in said if finding] or [needs("a row `int8`, timed in the same runs")]
 
 
 def _quantised(record: CellRecord, budget: float, other: CellRecord, theirs: float) -> Finding | None:
@@ -134,10 +109,6 @@ def _quantised(record: CellRecord, budget: float, other: CellRecord, theirs: flo
     where = f"{record.task}, {record.method} at budget {budget:g} against {other.method} at {theirs:g}"
     where += f", n={comparison.difference.n}"
     return Finding(ours + _speeds(record, budget, other, theirs), where, "measured")
-
-
-def _last(record: CellRecord, budget: float) -> Stage:
-    return "finetuned" if scores(record, budget, "finetuned") else "transfer"
 
 
 def _speeds(first: CellRecord, budget: float, second: CellRecord, other: float) -> str:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from stages.reporting import findings, kernels, theory
-from stages.reporting.findings import Finding, needs
+from stages.reporting.findings import Finding, condense, needs
+from stages.reporting.full_size import open_at_full_size
 from stages.reporting.intervals import budgets
-from stages.reporting.markdown import table
+from stages.reporting.markdown import escape, table
+from stages.reporting.outcomes import Outcome, of_cells, of_scratch
+from stages.reporting.scratch import runs
 from stages.reporting.table import is_provisional
-from stages.tracking.record import CellRecord
+from stages.reporting.text import NONE
+from stages.tracking.record import CellRecord, ScratchRecord
 
-Evaluate = Callable[[list[CellRecord]], list[Finding]]
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that may be quoted: the cells, and both protocols' results in one shape."""
+
+    cells: list[CellRecord]
+    outcomes: list[Outcome]
+
+
+Evaluate = Callable[[Evidence], list[Finding]]
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,23 @@ class Entry:
     text: str
     where: str
     evaluate: Evaluate
+    full_size: tuple[str, ...] = ()
+    """Tasks whose commands test the claim at the papers' own size."""
+
+    def findings(self, evidence: Evidence) -> list[Finding]:
+        """Every result, then what stays open."""
+        return self.evaluate(evidence) + (open_at_full_size(*self.full_size) if self.full_size else [])
+
+
+def _both(layer: str, orders: tuple[int, ...] = ()) -> Evaluate:
+    """EUGens against one layer: on the tasks, then on the synthetic kernels over all budgets."""
+
+    def evaluate(evidence: Evidence) -> list[Finding]:
+        kernel = kernels.against_layer(evidence.cells, layer)
+        elsewhere = findings.against_layer(evidence.outcomes, layer, orders)
+        return kernel if kernel and elsewhere[0].ours == NONE else [*elsewhere, *kernel]
+
+    return evaluate
 
 
 ENTRIES = [
@@ -31,62 +61,89 @@ ENTRIES = [
         "claim",
         "Unbiased for polynomial activations; variance falls as 1/m; orthogonal rows lower it",
         "theorems 3.1–3.3",
-        theory.theorems,
+        lambda e: theory.theorems(e.cells),
     ),
     Entry(
         "claim",
         "Lower MSE than SNNK and low-rank on synthetic kernels (d=512; ReLU, Softplus, GELU; 10 repeats)",
         "synthetic kernels",
-        kernels.synthetic,
+        lambda e: kernels.synthetic(e.cells),
     ),
     Entry(
         "claim",
         "GPT-2 124M, OpenWebText, 11 of 12 layers: −27 % parameters, up to 27 % faster, loss close to dense",
         "language",
-        needs("records of a task `language`"),
+        lambda e: findings.sized(e.outcomes, "language", "GPT-2 has 124 M"),
+        ("language",),
     ),
     Entry(
         "claim",
         "ViT-B, 6 of 12 layers: about −0.5 point at −30 % parameters",
         "vision",
-        findings.image_points,
+        lambda e: findings.sized(e.outcomes, "vision", "ViT-B has 86 M"),
+        ("vision",),
     ),
-    Entry("claim", "Well above low-rank at equal size", "vision", findings.above_low_rank),
+    Entry(
+        "claim", "Well above low-rank at equal size", "vision", lambda e: findings.above_low_rank(e.outcomes)
+    ),
     Entry(
         "claim",
         "NeRF: 24 % faster rendering, 30 % smaller, PSNR near baseline; Mip-NeRF 360: 27 % faster",
         "3D",
-        needs("records of a task `radiance`"),
+        lambda e: findings.sized(e.outcomes, "radiance", "NeRF has two networks of 8 layers of 256"),
+        ("radiance",),
     ),
     Entry(
         "claim",
         "iSDF: 22.6 % faster inference, 5 % faster training",
         "3D",
-        needs("records of a task `distance`"),
+        lambda e: findings.sized(e.outcomes, "distance", "iSDF has 4 layers of 256"),
+        ("distance",),
     ),
     Entry(
-        "claim", "Closed-form transfer in seconds keeps about 99 % of quality", "transfer", findings.retention
+        "claim",
+        "Closed-form transfer in seconds keeps about 99 % of quality",
+        "transfer",
+        lambda e: findings.retention(e.outcomes),
+        findings.RECONSTRUCTION,
     ),
     Entry(
         "claim",
         "Distillation with trainable G keeps 99.8 % (NeRF, Zip-NeRF, iSDF)",
         "transfer",
-        needs("records of the tasks `radiance` and `distance`"),
+        lambda e: findings.distillation(e.outcomes),
+        findings.RECONSTRUCTION,
     ),
-    Entry("claim", "Trainable G beats fixed G", "ablations", findings.trainable_projection),
-    Entry("claim", "k ≤ 3 is enough", "ablations", kernels.order),
+    Entry(
+        "claim",
+        "Trainable G beats fixed G",
+        "ablations",
+        lambda e: findings.trainable_projection(e.outcomes),
+    ),
+    Entry("claim", "k ≤ 3 is enough", "ablations", lambda e: findings.order(e.outcomes)),
     Entry(
         "claim",
         "Adapters: up to 5× fewer trainable parameters at like accuracy; bundled network in closed form",
         "SNNK",
-        needs("a task that trains adapters, and bundled rows"),
+        lambda _: [needs("a task that trains adapters, and bundled rows")],
     ),
-    Entry("question", "Is a narrower MLP as good?", "reviews", kernels.against_narrow),
-    Entry("question", "What does the norm slot buy?", "reviews", findings.norm_slot),
-    Entry("question", "What does training cost?", "reviews", findings.training_cost),
-    Entry("question", "Are there error bars?", "reviews", findings.error_bars),
-    Entry("question", "Does it beat quantisation?", "reviews", kernels.quantisation),
-    Entry("question", "Does it hold in Transformers?", "reviews", findings.in_transformers),
+    Entry("question", "Is a narrower MLP as good?", "reviews", _both("narrow")),
+    Entry(
+        "question",
+        "Is the gain EUGen's or any gated block's?",
+        "reviews",
+        _both("narrow_gated", (runs.CLAIMED_ORDER,)),
+    ),
+    Entry("question", "What does the norm slot buy?", "reviews", lambda e: findings.norm_slot(e.outcomes)),
+    Entry("question", "What does training cost?", "reviews", lambda e: findings.training_cost(e.outcomes)),
+    Entry("question", "Are there error bars?", "reviews", lambda e: findings.error_bars(e.outcomes)),
+    Entry("question", "Does it beat quantisation?", "reviews", lambda e: kernels.quantisation(e.cells)),
+    Entry(
+        "question",
+        "Does it hold in Transformers?",
+        "reviews",
+        lambda e: findings.in_transformers(e.outcomes),
+    ),
 ]
 
 HEAD = """# Claims ledger
@@ -96,19 +153,30 @@ Generated from `reports/records/` by `python -m stages.report --readme`; edits a
 *reproduced*, *not reproduced*: decided by a 95 % Student-t interval over seeds, paired where two rows are
 compared. A difference that the claim calls clear and that no interval shows is not reproduced.
 *not comparable*: a number under other conditions. *open*: what is missing. A claim stands once, above all
-the rows that bear on it. Provisional records do not count.
+the rows that bear on it, a line each: at the budget nearest to 0.3, after the last stage, from scratch in the
+base variant. Of several results in a line the worst verdict is given; all results stand under
+[All results](#all-results). Provisional records do not count.
 """
 
 
-def ledger(records: list[CellRecord]) -> str:
+def ledger(cells: list[CellRecord], scratch: Sequence[ScratchRecord] = ()) -> str:
     """The whole file."""
-    quotable = [kept for record in records if (kept := _quotable(record))]
-    claims = _rows("claim", quotable)
-    questions = _rows("question", quotable)
+    quotable = [kept for record in cells if (kept := _quotable(record))]
+    trained = [kept for record in scratch if (kept := runs.quotable(record))]
+    evidence = Evidence(quotable, [*of_cells(quotable), *of_scratch(trained)])
+    found = [(entry, entry.findings(evidence)) for entry in ENTRIES]
+    questions = [[row[0], *row[2:]] for row in _rows("question", found)]
     lines = [HEAD, "## Claims of the papers", ""]
-    lines += table(["claim", "where", "ours", "conditions", "verdict"], claims)
+    lines += table(["claim", "where", "ours", "conditions", "verdict"], _rows("claim", found))
     lines += ["", "## Questions of the reviewers", ""]
-    lines += table(["question", "ours", "conditions", "status"], [[row[0], *row[2:]] for row in questions])
+    lines += table(["question", "ours", "conditions", "status"], questions)
+    lines += ["", "## All results", "", "Of every claim or question that has more than stands above."]
+    for entry, results in found:
+        if len(results) > len(condense(results)):
+            summary = f"{escape(entry.text)} ({len(results)} results)"
+            lines += ["", f"<details><summary>{summary}</summary>", ""]
+            lines += table(["ours", "conditions", "verdict"], [_cells(finding) for finding in results])
+            lines += ["", "</details>"]
     return "\n".join(lines) + "\n"
 
 
@@ -119,11 +187,15 @@ def _quotable(record: CellRecord) -> CellRecord | None:
     return record.model_copy(update={"seeds": seeds}) if seeds else None
 
 
-def _rows(kind: str, records: list[CellRecord]) -> list[list[str]]:
+def _rows(kind: str, found: list[tuple[Entry, list[Finding]]]) -> list[list[str]]:
     rows = []
-    for entry in (entry for entry in ENTRIES if entry.kind == kind):
+    for entry, results in found:
         said = entry.text, entry.where
-        for finding in entry.evaluate(records):
-            rows.append([*said, finding.ours, finding.conditions, finding.verdict])
+        for finding in condense(results) if entry.kind == kind else []:
+            rows.append([*said, *_cells(finding)])
             said = "", ""
     return rows
+
+
+def _cells(finding: Finding) -> list[str]:
+    return [finding.ours, finding.conditions, finding.verdict]

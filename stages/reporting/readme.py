@@ -1,29 +1,31 @@
-"""The README's table and the ledger, generated from the committed records of the `study` profile."""
+"""The README's tables and the ledger, generated from the committed records of the `study` profile."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import unified_diff
-from itertools import groupby
 from pathlib import Path
 
 from stages.reporting import text, verdicts
-from stages.reporting.inputs import DENSE, ReportError, read_committed
+from stages.reporting.inputs import DENSE, ReportError, read_committed, read_committed_scratch
 from stages.reporting.intervals import Interval, budgets, final_scores, mean_interval, scores
 from stages.reporting.ledger import ledger
-from stages.reporting.markdown import escape, table
+from stages.reporting.markdown import escape, folded, shortened, table
+from stages.reporting.scratch import readme as scratch_readme
+from stages.reporting.scratch import runs
 from stages.reporting.table import cost_at, is_provisional, latencies_at
-from stages.tracking.record import CellRecord, Latency
+from stages.tracking.record import CellRecord, Latency, ScratchRecord
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
 
 def generate(root: Path) -> dict[Path, str]:
     """The files that follow from the committed records, with their whole text."""
-    records = read_committed(root)
+    records, scratch = read_committed(root), read_committed_scratch(root)
     readme = root / "README.md"
     return {
-        readme: _between(readme, readme_table(records)),
-        root / "reports" / "ledger.md": ledger(records),
+        readme: _between(readme, readme_table(records, scratch)),
+        root / "reports" / "ledger.md": ledger(records, scratch),
     }
 
 
@@ -37,15 +39,16 @@ def drift(root: Path) -> str:
     return "\n".join(lines)
 
 
-def readme_table(records: list[CellRecord]) -> str:
+def readme_table(records: list[CellRecord], scratch: Sequence[ScratchRecord] = ()) -> str:
     """Markdown: per task the largest budget's rows, the others folded; only rows that may be quoted."""
     rows = [(r, budget) for r in records for budget in budgets(r) if not is_provisional(r, budget)]
-    if not any(record.method != DENSE for record, _ in rows):
-        return "No result of the `study` profile is committed yet; `make bench` measures on your machine."
+    trained = [kept for record in scratch if (kept := runs.quotable(record))]
     parts = []
-    for task, group in groupby(sorted(rows, key=lambda row: row[0].task), key=lambda row: row[0].task):
-        parts += _task(task, list(group))
-    return "\n".join(parts)
+    for task in sorted({record.task for record, _ in rows} | {record.task for record in trained}):
+        parts += _task(task, [row for row in rows if row[0].task == task])
+        parts += scratch_readme.task([record for record in trained if record.task == task])
+    none = "No result of the `study` profile is committed yet; `make bench` measures on your machine."
+    return "\n".join(parts) if parts else none
 
 
 def _task(task: str, rows: list[tuple[CellRecord, float]]) -> list[str]:
@@ -58,12 +61,11 @@ def _task(task: str, rows: list[tuple[CellRecord, float]]) -> list[str]:
     largest, *others = swept or [1.0]
     finding = verdicts.verdict([record for record, _ in _at(replaced, largest)], largest, "transfer")
     lines = ["", _caption(task, replaced), "", escape(finding), ""]
-    lines += _table(_at(whole, 1) + (_at(replaced, largest) if swept else []))
+    lines += shortened(_table(_at(whole, 1) + (_at(replaced, largest) if swept else [])))
     if len(swept) > verdicts.MOST_BUDGETS:
         lines += ["", f"Budgets {text.listing([f'{budget:g}' for budget in others])}: in the report."]
     elif others:
-        lines += ["", "<details><summary>Smaller budgets</summary>", ""]
-        lines += [*_table([row for budget in others for row in _at(replaced, budget)]), "", "</details>"]
+        lines += ["", *folded("Smaller budgets", _table([r for b in others for r in _at(replaced, b)]))]
     return lines
 
 

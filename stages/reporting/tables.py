@@ -34,7 +34,9 @@ class Table:
 
 
 def of_task(records: list[CellRecord]) -> Iterator[Table]:
-    """A task's tables, in the order of the page."""
+    """A task's tables, in the order of the page; none without a cell."""
+    if not records:
+        return
     settings = settings_of(records)
     for budget in reversed(verdicts.task_budgets(records) if settings else []):
         yield by_setting(records, settings, budget)
@@ -140,13 +142,16 @@ def comparisons(records: list[CellRecord]) -> Table:
 def latency(records: list[CellRecord]) -> Table:
     """Measured latency and speed-up per batch size beside the limit that MACs set."""
     columns = ["method", "budget", "device", "dtype", "threads", "batch", "pairs", "dense, ms", "method, ms"]
+    columns += ["dense, examples/s", "method, examples/s"]
     columns += ["speed-up", "limit by MACs", "share of limit", "peak memory"]
     rows = []
     for record in records:
         for x in (x for budget in budgets(record) for x in latencies_at(record, budget)):
             row = [record.method, f"{x.budget:g}", x.device, x.dtype, str(x.threads), str(x.batch)]
             row += [str(len(x.dense_ms))]
-            row += [text.number(median(ms)) if ms else text.NONE for ms in (x.dense_ms, x.method_ms)]
+            medians = [median(ms) if ms else None for ms in (x.dense_ms, x.method_ms)]
+            row += [text.number(ms) for ms in medians]
+            row += [text.number(1000 * x.batch / ms if ms else None) for ms in medians]
             row += [text.speedup(x.speedup, x.speedup_low, x.speedup_high), f"{x.speedup_limit:.2f}×"]
             row += [
                 text.ratio(x.speedup / x.speedup_limit),
@@ -154,8 +159,9 @@ def latency(records: list[CellRecord]) -> Table:
             ]
             rows.append(row)
     caption = (
-        "Whole-model latency (medians) and speed-up with its 95 % bootstrap interval, from pairs that ran "
-        "interleaved in one process, beside the speed-up if time followed MACs. Memory is relative to dense."
+        "Whole-model latency (medians), examples per second at that latency, and speed-up with its 95 % "
+        "bootstrap interval, from pairs that ran interleaved in one process, beside the speed-up if time "
+        "followed MACs. Memory is relative to dense."
     )
     return Table(caption, columns, rows)
 

@@ -58,8 +58,10 @@ def against_dense(record: CellRecord, budget: float, stage: Stage) -> Comparison
 
 
 def headline(inputs: Inputs, task: str) -> list[str]:
-    """What was measured on a task, then per budget the verdicts and the speed."""
+    """What was measured on a task, then per budget the verdicts and the speed; nothing without a cell."""
     records = inputs.of_task(task)
+    if not records:
+        return []
     said = [_scope(inputs, records)]
     told, others = _told(task_budgets(records))
     if others:
@@ -132,21 +134,21 @@ def verdict(records: list[CellRecord], budget: float, stage: Stage) -> str:
     if len(ranked) > 1:
         second = ranked[1][1]
         parts.append(
-            _relation(against(first, second, budget, stage), f"the next ({second.method})", size=True)
+            relation(against(first, second, budget, stage), f"the next ({second.method})", size=True)
         )
-    parts.append(_relation(against_dense(first, budget, stage), "the dense network", size=True))
+    parts.append(relation(against_dense(first, budget, stage), "the dense network", size=True))
     sentences = [f"Budget {budget:g}, {STAGE_NAMES[stage]}: {'; '.join(parts)}."]
     controls = [record for _, record in ranked if record.method in CONTROLS]
     alike: dict[str, list[str]] = {}
     for record in (record for _, record in ranked if is_eugen(record)):
-        relations = [_relation(against(record, other, budget, stage), other.method) for other in controls]
+        relations = [relation(against(record, other, budget, stage), other.method) for other in controls]
         if relations:
             alike.setdefault(text.listing(relations), []).append(record.method)
     sentences += [f"{text.listing(methods)}: {relation}." for relation, methods in alike.items()]
     return " ".join(sentences)
 
 
-def _relation(comparison: Comparison | None, other: str, size: bool = False) -> str:
+def relation(comparison: Comparison | None, other: str, size: bool = False) -> str:
     """`better than X by 0.02 [0.01, 0.03] (n=3)` or `no difference shown from X (n=1)`."""
     if comparison is None:
         return f"not compared with {other}: no common seed"

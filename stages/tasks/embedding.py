@@ -200,13 +200,18 @@ class Embedding(Task):
         rows = torch.arange(len(self._teacher["train"]))
         return self._groups("train", rows, size=1 << 30)
 
-    def loss(self, model: nn.Module, batch_size: int, generator: torch.Generator) -> Tensor:
-        """1 − cosine to the dense network's embedding, over sentences of one length drawn by frequency."""
+    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Sentences of one length drawn by frequency, and the dense network's embeddings of them."""
         sizes = torch.tensor([len(rows) for rows, _ in self._distillation], dtype=torch.float64)
         rows, ids = self._distillation[int(torch.multinomial(sizes, 1, generator=generator))]
         chosen = torch.randint(len(rows), (batch_size,), generator=generator)
         target = self._teacher["train"][rows[chosen]].to(self.device)
-        return (1 - (self.call(model, ids[chosen]) * target).sum(-1)).mean()
+        return ids[chosen], target
+
+    def batch_loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        """1 − cosine to the dense network's embedding."""
+        ids, target = batch
+        return (1 - (self.call(model, ids) * target).sum(-1)).mean()
 
     def example(self, batch: int) -> Tensor:
         generator = torch.Generator().manual_seed(SPLIT_SEED)

@@ -182,11 +182,14 @@ class Kernel(Task):
         names = [f"{self.quality_name}.{name}.{inputs}" for name, _, inputs in cases()]
         return {self.quality_name: float(relative.mean())} | dict(zip(names, relative.tolist(), strict=True))
 
-    def loss(self, model: nn.Module, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Squared error to the dense layers' outputs on fresh inputs."""
+    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Fresh inputs and the dense layers' outputs."""
         x = _inputs(batch_size, self._data["mixing"], generator).to(self.device)
         with torch.no_grad():
-            target = self.call(self._teacher, x)
+            return x, self.call(self._teacher, x)
+
+    def batch_loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        x, target = batch
         return F.mse_loss(self.call(model, x), target)
 
     def example(self, batch: int) -> Tensor:

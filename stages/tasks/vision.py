@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -19,6 +19,12 @@ class BaselineSettings(images.TrainingSettings):
     depth: PositiveInt
     heads: PositiveInt
     patch: PositiveInt
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads = {self.heads}: must divide the width, {self.width}")
+        return self
 
 
 class VisionSettings(images.ImageSettings):
@@ -40,11 +46,15 @@ class Vision(images.ImageTask):
 
     def build(self) -> nn.Module:
         baseline = self.settings.baseline
+        if self.side % baseline.patch:
+            raise ValueError(
+                f"tasks.vision.baseline.patch = {baseline.patch}: must divide the images' side, {self.side}"
+            )
         model = VisionTransformer(
             img_size=self.side,
             patch_size=baseline.patch,
             in_chans=self.channels,
-            num_classes=images.CLASSES,
+            num_classes=self.classes,
             embed_dim=baseline.width,
             depth=baseline.depth,
             num_heads=baseline.heads,

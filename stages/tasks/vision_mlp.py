@@ -74,7 +74,7 @@ class VisionMLP(images.ImageTask):
 
     def build(self) -> nn.Module:
         pixels = self.channels * self.side**2
-        return MLP(pixels, images.CLASSES, self.settings.baseline).to(self.device)
+        return MLP(pixels, self.classes, self.settings.baseline).to(self.device)
 
     def local_units(self, model: nn.Module) -> tuple[list[nn.Module], nn.Linear]:
         assert isinstance(model, MLP)

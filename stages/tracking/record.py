@@ -155,6 +155,85 @@ class NotApplicable(Record):
     """Why."""
 
 
+class CurvePoint(Record):
+    """Where a training stood."""
+
+    step: NonNegativeInt
+    seconds: NonNegativeFloat
+    """Training alone, from its start."""
+    train_loss: float
+    """Mean since the last point."""
+    validation: float
+    """Quality on the validation part."""
+
+
+class ScratchRun(Record):
+    """One training from scratch."""
+
+    variant: str
+    budget: float = Field(gt=0, le=1)
+    seed: NonNegativeInt
+    learning_rate: PositiveFloat
+    chosen: bool
+    """Whether the rate is the one the row is compared at; the other rates ran with the first seed alone."""
+    validation: float | None
+    """Quality on the validation part, which chose the rate; None if the training diverged."""
+    quality: float | None
+    """On the test part."""
+    extra: dict[str, float] = {}
+    diverged: bool = False
+    curve: list[CurvePoint] = []
+    seconds: NonNegativeFloat
+
+
+class ScratchCost(Record):
+    """What a row costs at one budget of a variant, and how fast it trains beside the dense network."""
+
+    variant: str
+    budget: float = Field(gt=0, le=1)
+    blocks: PositiveInt
+    blocks_replaced: PositiveInt
+    steps: PositiveInt
+    batch_size: PositiveInt
+    params: PositiveInt
+    params_dense: PositiveInt
+    macs: PositiveInt
+    """Forward, whole model, one example."""
+    macs_dense: PositiveInt
+    ffn_macs: PositiveInt
+    """Replaced blocks, one token."""
+    ffn_macs_dense: PositiveInt
+    step_ms_dense: list[float]
+    step_ms: list[float]
+    """Training steps (forward, backward, optimiser); sample i of both lists ran side by side."""
+    training_speedup: PositiveFloat
+    """Median over pairs of dense / row."""
+    training_speedup_low: PositiveFloat
+    training_speedup_high: PositiveFloat
+    """Bootstrap 95 % interval of the median."""
+
+
+class ScratchRecord(Record):
+    """Everything that one row, trained from scratch on one task, measured."""
+
+    schema_version: int = SCHEMA_VERSION
+    task: str
+    row: str
+    profile: str
+    provisional: bool
+    quality_name: str
+    higher_is_better: bool
+    params: dict[str, Any]
+    """The task's section, its section of `scratch.tasks`, and the row."""
+    runs: list[ScratchRun]
+    costs: list[ScratchCost]
+    environment: Environment
+    data_sha256: dict[str, str]
+    omitted: list[Omission] = []
+    not_applicable: str | None = None
+    """Why the row has no meaning for the task; it has no runs then."""
+
+
 class Failure(Record):
     """Why a cell has no record. Removed when the cell's stage starts again."""
 

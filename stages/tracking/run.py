@@ -221,12 +221,17 @@ def stage_run(
     `params` is plain nested data. `work_key` is a hash of what else the result depends on (data,
     code); with the parameters it identifies the cell. An exception is recorded as the cell's failure
     and passes on; an interrupt leaves the run KILLED and no failure. Troubles of MLflow never reach
-    the body: they are said in one line, and the records wait in `.work/outbox`.
+    the body: they are said in one line, and the records wait in `.work/outbox`. What is trained from
+    scratch is a cell of its own, beside the transfer of the same name.
     """
     process.die_with_parent()
+    if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first reports
+        yield Run(None)
+        return
     # The method first: narrow columns and legends cut the end of a name.
     names = [method, task, stage] if method else [task, stage]
-    failure = FAILURES / f"{task}-{method or 'all'}.json"
+    cell = f"{task}-{method or 'all'}"
+    failure = FAILURES / f"{f'scratch-{cell}' if stage == 'scratch' else cell}.json"
     with process.alone("-".join([stage, task, method or "all"])):
         _forget_failure(failure, stage)
         run, delivering = _open(" ".join(names), params, _tags(stage, task, method, params, work_key))

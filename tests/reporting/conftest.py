@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages.tracking.record import CellRecord, Failure, write_record
+from stages.tracking.record import CellRecord, Failure, ScratchRecord, write_record
 
 from . import factory
 
@@ -34,15 +34,27 @@ class Run:
         for record in records:
             write_record(self.root / "results" / "cells" / f"{record.task}-{record.method}.json", record)
 
+    def scratch(self, records: Iterable[ScratchRecord]) -> None:
+        """Write records where the stage `scratch` does."""
+        for record in records:
+            write_record(self.root / "results" / "scratch" / f"{record.task}-{record.row}.json", record)
+
     def fail(self, failure: Failure) -> None:
         """Write a failure where a stage does."""
-        name = f"{failure.task}-{failure.method or 'all'}.json"
+        cell = f"{failure.task}-{failure.method or 'all'}.json"
+        name = f"scratch-{cell}" if failure.stage == "scratch" else cell
         write_record(self.root / "results" / "failures" / name, failure)
 
     def commit(self, records: Iterable[CellRecord]) -> None:
         """Write records where those of the study profile are committed."""
         for record in records:
             write_record(self.root / "reports" / "records" / record.task / f"{record.method}.json", record)
+
+    def commit_scratch(self, records: Iterable[ScratchRecord]) -> None:
+        """Write records where those of trainings from scratch are committed."""
+        folder = self.root / "reports" / "records" / "scratch"
+        for record in records:
+            write_record(folder / record.task / f"{record.row}.json", record)
 
 
 @pytest.fixture

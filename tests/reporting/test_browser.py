@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
 from stages.report import build
 from stages.reporting.inputs import Inputs
+from stages.reporting.pictures import Picture
 
-from . import factory
+from . import factory, trained
 from .conftest import REPOSITORY
 
 if TYPE_CHECKING:
@@ -29,6 +32,12 @@ pytestmark = [
 ]
 
 
+def _png() -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (64, 48), (90, 120, 160)).save(content, "PNG")
+    return content.getvalue()
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with figures, failures and a name that is too long."""
@@ -40,7 +49,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     failures[1] = failures[1].model_copy(update={"error": "x" * 400})
     records += [factory.kernel_cell(method) for method in ("dense", "low_rank", "eugen")]
     none = [factory.not_applicable("kernel", method) for method in ("linear", LONG)]
-    build(Inputs(factory.params(profile="cpu"), records, failures, factory.params(), none), folder)
+    scratch = [trained.diverging(record, 4e-3) for record in trained.all_scratch(task="vision")]
+    scratch.append(trained.scratch_record(LONG, task="vision", layer={"layer": "eugen"}))
+    lost = [factory.failure("vision", LONG, stage="scratch")]
+    names = ("truth", LONG, *(f"network{i}" for i in range(6)))
+    pictures = [Picture("vision", "view", name, f"{name}: quality 1.0", _png()) for name in names]
+    params, study = factory.params(profile="cpu"), factory.params()
+    build(Inputs(params, records, failures, study, none, scratch, lost, pictures), folder)
     return folder / "report.html"
 
 
@@ -108,13 +123,26 @@ def test_every_section_is_there_and_every_link_lands(page: Page):
 
 def test_figures_are_drawn_named_and_fit(page: Page):
     boxes = page.evaluate(
-        """[...document.querySelectorAll('figure')].map(f => {
+        """[...document.querySelectorAll('figure:not(.pictures)')].map(f => {
             const svg = f.querySelector('svg').getBoundingClientRect();
             return [svg.width, svg.right <= innerWidth, f.querySelector('[role=img]').ariaLabel.length > 20];
         })"""
     )
-    assert len(boxes) == 11 + 7  # six settings, and the speed
+    assert len(boxes) == 11 + 7 + 7  # of two tasks; six settings and the speed; trained from scratch
     assert all(width > 250 and fits and named for width, fits, named in boxes)
+
+
+def test_pictures_are_shown_side_by_side_at_one_size(page: Page):
+    boxes = page.evaluate(
+        """[...document.querySelectorAll('.pictures img')].map(i => {
+            const box = i.getBoundingClientRect();
+            const seen = i.complete && i.naturalWidth > 0;
+            return [seen, Math.round(box.top), Math.round(box.width), i.alt.length];
+        })"""
+    )
+    assert len(boxes) == 8 and all(loaded and words > 5 for loaded, _, _, words in boxes)
+    assert len({width for _, _, width, _ in boxes}) == 1
+    assert boxes[0][1] == boxes[1][1]  # two beside each other even on a phone
 
 
 def test_axis_text_takes_the_pages_ink(page: Page):

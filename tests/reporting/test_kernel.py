@@ -11,9 +11,11 @@ import pytest
 from stages.reporting import points, tables, verdicts
 from stages.reporting.drawing import COLOURS, DASHES, SHAPES
 from stages.reporting.figures import figures
+from stages.reporting.findings import condense, order
 from stages.reporting.inputs import Inputs
 from stages.reporting.intervals import Interval, mean_interval
-from stages.reporting.kernels import order, quantisation, synthetic
+from stages.reporting.kernels import quantisation, synthetic
+from stages.reporting.outcomes import of_cells
 from stages.reporting.page import render
 from stages.reporting.readme import readme_table
 from stages.reporting.settings import settings_of
@@ -136,10 +138,12 @@ def test_what_does_not_apply_stands_in_one_table_with_its_reasons():
 def test_the_claim_is_decided_by_the_mean_over_the_sweep():
     weak = [row("snnk", {"layer": "snnk"}, 0.5), row("low_rank", {"layer": "low_rank"}, 2.0)]
     above, below = synthetic([row("eugen", EUGEN), *weak])
-    assert above.verdict == "reproduced" and "eugen against snnk" in above.conditions
+    assert above.verdict == "reproduced" and "against snnk: better" in above.ours
     assert "of 30 settings × budgets 30 better, 0 worse" in above.ours and above.ours.startswith("−")
     assert below.verdict == "not reproduced" and "0 better, 30 worse" in below.ours
-    assert "n=4" in below.conditions
+    assert "n=4" in below.conditions and "kernel, eugen, mean of budgets" in below.conditions
+    (line,) = condense([above, below])
+    assert line.verdict == "not reproduced" and line.ours == f"{above.ours}; {below.ours}"
 
 
 def test_the_claim_compares_only_budgets_that_both_rows_have():
@@ -160,8 +164,8 @@ def test_the_claim_is_open_with_one_repeat_or_without_rivals():
 @pytest.mark.parametrize(("strength", "verdict"), [(3.0, "not reproduced"), (0.5, "reproduced")])
 def test_a_higher_order_refutes_that_three_is_enough_only_by_being_better(strength, verdict):
     three, four = row("three", EUGEN | {"order": 3}), row("four", EUGEN | {"order": 4}, strength)
-    assert {finding.verdict for finding in order([three, four])} == {verdict}
-    assert [finding.verdict for finding in order([three, row("two", EUGEN)])] == ["open"]
+    assert {finding.verdict for finding in order([*of_cells([three, four])])} == {verdict}
+    assert [finding.verdict for finding in order([*of_cells([three, row("two", EUGEN)])])] == ["open"]
 
 
 def test_quantisation_is_compared_in_quality_and_speed():

@@ -11,15 +11,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch import Tensor
 
 from stages import checkpoint
-from stages.checkpoint import Progress, resume, save, save_tensors
+from stages.checkpoint import Progress, save_tensors
 from stages.tracking import record
 
 PARAMS = {"run": {"threads": 1}, "transfer": {"seeds": [0, 1]}}
-EPOCHS = 6
 
 
 @pytest.fixture
@@ -102,7 +100,6 @@ def half_written(tensors: dict[str, Tensor], path: Path) -> None:
 
 FULL_DISK: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "writing": lambda patch: patch.setattr(checkpoint, "save_file", half_written),
-    "writing a checkpoint": lambda patch: patch.setattr(torch, "save", half_written),
     "flushing": lambda patch: patch.setattr(os, "fsync", no_space),
     "renaming": lambda patch: patch.setattr(os, "replace", no_space),
 }
@@ -152,54 +149,3 @@ def test_tensors_that_share_memory_are_stored_apart(tmp_path):
     found = checkpoint.load_file(tmp_path / "w.safetensors")
     assert torch.equal(found["a"], tied) and torch.equal(found["b"], tied)
     assert torch.equal(found["c"], tied.view(2, 3).T)
-
-
-class Training:
-    """A small training that draws from its generator, with momentum and a schedule."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=0.01)
-        self.schedule = OneCycleLR(self.optimiser, max_lr=0.01, total_steps=EPOCHS)
-        self.generator = torch.Generator().manual_seed(1)
-
-    def run(self, until: int = EPOCHS) -> int:
-        """Train up to an epoch from the checkpoint, if there is one; returns the epochs that were done."""
-        state = (self.model, self.optimiser, self.schedule, self.generator)
-        first = resume(self.path, *state)
-        for epoch in range(first, until):
-            x = torch.randn(16, 4, generator=self.generator)
-            loss = (self.model(x) - x.sum(1, keepdim=True)).square().mean()
-            self.optimiser.zero_grad()
-            loss.backward()
-            self.optimiser.step()
-            self.schedule.step()
-            save(self.path, epoch + 1, *state)
-        return until - first
-
-
-def test_a_resumed_training_ends_where_an_undisturbed_one_does(tmp_path, monkeypatch):
-    undisturbed = Training(tmp_path / "a/checkpoint.pt")
-    assert undisturbed.run() == EPOCHS
-    Training(tmp_path / "b/checkpoint.pt").run(until=2)
-    with monkeypatch.context() as patch:  # the disk fills up while the third epoch is saved
-        FULL_DISK["writing a checkpoint"](patch)
-        with pytest.raises(OSError, match="No space left"):
-            Training(tmp_path / "b/checkpoint.pt").run()
-    assert files_in(tmp_path / "b") == {"checkpoint.pt"}
-    resumed = Training(tmp_path / "b/checkpoint.pt")
-    assert resumed.run() == EPOCHS - 2
-    expected = undisturbed.model.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
-
-
-def test_a_finished_training_is_not_repeated(tmp_path):
-    first = Training(tmp_path / "checkpoint.pt")
-    first.run()
-    again = Training(tmp_path / "checkpoint.pt")
-    assert again.run() == 0
-    expected = first.model.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in again.model.state_dict().items())

@@ -182,7 +182,10 @@ def test_a_missing_key_is_named(tmp_path, place):
             "params.yaml is not valid YAML: .*line 2",
         ),
         (lambda path: path.write_bytes(b"\xff\xfe\x00run"), "params.yaml is not valid YAML"),
-        (lambda path: path.write_text("- cpu\n"), "must hold the keys profile, run, tasks and methods"),
+        (
+            lambda path: path.write_text("- cpu\n"),
+            "must hold the keys profile, run, tasks, methods and scratch",
+        ),
         (lambda path: None, "params.yaml is missing: copy a profile, for example `cp params/cpu.yaml"),
     ],
     ids=["broken", "binary", "list", "absent"],
@@ -216,7 +219,8 @@ def test_a_profile_is_valid_and_names_itself(profile):
 
 
 def test_the_four_profiles_are_there_and_the_default_is_cpu():
-    assert [path.stem for path in PROFILES] == ["cpu", "gpu", "smoke", "study", "study_kernel", "study_local"]
+    parts = ["study", "study_distance", "study_kernel", "study_language", "study_local", "study_radiance"]
+    assert [path.stem for path in PROFILES] == ["cpu", "gpu", "smoke", *parts]
 
     def committed(name: str) -> bytes:  # `make bench PROFILE=…` rightly puts another one into the clone
         shown = subprocess.run(["git", "show", f":{name}"], cwd=ROOT, capture_output=True, check=True)
@@ -234,7 +238,10 @@ def test_every_verb_is_a_stage_and_every_stage_a_verb():
         options = "".join(f" --{key} ${{item.{key}}}" for key in keys)
         assert stage["cmd"] == f"python -m stages.{name}{options}"
         assert f"stages/{name}.py" in stage["deps"]
-        assert {key: f"${{{key}s}}" for key in keys} == keys, "the matrix is params.yaml's own keys"
+        if name == "scratch":
+            assert keys == {"task": "${scratch.tasks}", "method": "${scratch.rows}"}
+        else:
+            assert {key: f"${{{key}s}}" for key in keys} == keys, "the matrix is params.yaml's own keys"
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
@@ -242,23 +249,31 @@ def test_what_a_stage_depends_on_is_there_or_made_by_another(profile):
     params = yaml.safe_load(profile.read_text())
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
-    def spelled(items: list[Any]) -> set[str]:
+    def spelled(stage: str, items: list[Any]) -> set[str]:
+        trained = params["scratch"]
+        tasks, methods = (
+            (trained["tasks"], trained["rows"])
+            if stage == "scratch"
+            else (params["tasks"], params["methods"])
+        )
         names = [next(iter(item)) if isinstance(item, dict) else item for item in items]
         return {
             name.replace("${item.task}", task).replace("${item.method}", method)
             for name in names
-            for task in params["tasks"]
-            for method in params["methods"]
+            for task in tasks
+            for method in methods
         }
 
     made = {
-        name for stage in stages.values() for name in spelled([*stage["outs"], *stage.get("metrics", [])])
+        made_here
+        for name, stage in stages.items()
+        for made_here in spelled(name, [*stage["outs"], *stage.get("metrics", [])])
     }
     made |= {parent.as_posix() for name in made for parent in Path(name).parents}
-    for stage in stages.values():
-        for name in spelled(stage["deps"]):
+    for verb, stage in stages.items():
+        for name in spelled(verb, stage["deps"]):
             assert name in made or (ROOT / name).exists(), name
-        for key in spelled(stage.get("params", [])):
+        for key in spelled(verb, stage.get("params", [])):
             section = params
             for part in key.split("."):
                 assert part in section, key

@@ -26,7 +26,7 @@ import yaml
 from safetensors.torch import load_file
 
 from flows.repair import repair_rwlock
-from stages.tracking.record import CellRecord
+from stages.tracking.record import CellRecord, ScratchRecord
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -35,6 +35,19 @@ ARCHIVES = (ROOT / (os.environ.get("EUGEN_DATA_DIR") or "data/.downloads")).reso
 CELLS = ("vision-dense", "vision-eugen")
 # Enough units, each long enough, that one is finished while others are not.
 TRANSFER = {"budgets": [0.3], "seeds": [0, 1, 2, 3], "calibration_tokens": 4096, "refine_steps": 20}
+SCRATCH_EPOCHS = 4
+SCRATCH = {
+    "rows": {"narrow": {"layer": "narrow"}},
+    "tasks": {
+        "vision": {
+            "budgets": [0.3],
+            "seeds": [0, 1],
+            "learning_rates": [2e-3],
+            "timing_pairs": 10,
+            "variants": {"base": {"sizes": {"epochs": SCRATCH_EPOCHS}}},
+        }
+    },
+}
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -120,6 +133,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     params = yaml.safe_load((ROOT / "params/smoke.yaml").read_text())
     params["tasks"] = {"vision": params["tasks"]["vision"] | {"transfer": TRANSFER}}
     params["methods"] = {name: params["methods"][name] for name in ("dense", "eugen")}
+    params["scratch"] = SCRATCH
     clone.write_params(params)
     clone.run("dvc", "repro")
     return clone
@@ -148,6 +162,8 @@ def test_every_cell_has_its_record_and_the_report_its_rows(finished):
     for path in (finished.folder / "results/cells").iterdir():
         records[path.stem] = CellRecord.model_validate_json(path.read_bytes())
     assert sorted(records) == sorted(CELLS)
+    trained = finished.folder / "results/scratch/vision-narrow.json"
+    assert [run.seed for run in ScratchRecord.model_validate_json(trained.read_bytes()).runs] == [0, 1]
     assert not (finished.folder / "results/failures").exists()
     for record in records.values():
         assert record.provisional and not record.environment.dirty
@@ -219,6 +235,41 @@ def test_a_killed_transfer_is_taken_up_where_it_was(clone):
     check_equal_transfer(done, expected)
     assert kept() == set() and clone.inhabitants() == []
     assert [path for path in done.parent.rglob(".*") if path.is_file()] == []
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint_with_the_same_curve(clone):
+    written = clone.folder / "results/scratch/vision-narrow.json"
+    expected = untimed_runs(written)
+    assert len(expected) == 2 and all(len(run["curve"]) == SCRATCH_EPOCHS for run in expected)
+    stage = ("dvc", "repro", "--single-item", "--force", "--no-run-cache", "scratch@vision-narrow")
+
+    def checkpoints() -> list[Path]:
+        return list(clone.folder.glob(".work/progress/scratch-vision-narrow-*/*.pt"))
+
+    killed = clone.start(*stage)
+    try:
+        until(lambda: checkpoints() or killed.poll() is not None, "first checkpoint of the training")
+    finally:
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.communicate()
+    until(lambda: not clone.inhabitants(), "end of the killed processes")
+    (left,) = checkpoints()
+    done = torch.load(left, weights_only=True)["curve"][-1]["step"]
+    assert done < expected[0]["curve"][-1]["step"], "the kill came when everything was done"
+    repair_rwlock(clone.folder, print)
+    clone.run(*stage)
+    assert untimed_runs(written) == expected
+    assert checkpoints() == [] and clone.inhabitants() == []
+
+
+def untimed_runs(path: Path) -> list[dict[str, Any]]:
+    """The trainings of a record without the time that they took."""
+    runs = json.loads(path.read_text())["runs"]
+    for run in runs:
+        run.pop("seconds")
+        for point in run["curve"]:
+            point.pop("seconds")
+    return runs
 
 
 def check_equal_transfer(folder: Path, expected: dict[str, bytes]) -> None:

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chosen["tasks"] = {"kernel": chosen["tasks"]["kernel"]}
     tuned = {"budgets": [0.05, 0.3], "seeds": [0, 1], "steps": 1}
     chosen["tasks"]["kernel"]["finetune"] |= tuned
-    chosen["methods"] = METHODS
+    chosen["methods"], chosen["scratch"] = METHODS, {"rows": {}, "tasks": {}}
     (folder / "params.yaml").write_text(yaml.safe_dump(chosen))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -1,0 +1,62 @@
+"""Faults in params.yaml, told in its own words: key, value and what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class ParamsError(ValueError):
+    """A fault in params.yaml: names the key, its value and what is allowed."""
+
+
+def validate(model: type[S], value: Any, where: str) -> S:
+    """A section as its pydantic model, with faults told in params.yaml's own words."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise ParamsError(_faults(error, where, model)) from None
+
+
+def allow(value: dict[str, Any], allowed: tuple[str, ...], *, where: str, required: bool = False) -> None:
+    """Refuse unknown keys and, if `required`, missing ones."""
+    for key in value:
+        if key not in allowed:
+            raise ParamsError(f"{where}{key} = {value[key]!r}: unknown key, allowed are {', '.join(allowed)}")
+    missing = [key for key in allowed if required and key not in value]
+    if missing:
+        raise ParamsError(f"{where}{missing[0]} is missing")
+
+
+def check_type(wanted: Any, value: Any, where: str) -> None:
+    """Refuse a value that is not of the wanted type."""
+    try:
+        TypeAdapter(wanted).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise ParamsError(_faults(error, where)) from None
+
+
+def _faults(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
+    lines = []
+    for fault in error.errors():
+        key = ".".join([where, *map(str, fault["loc"])])
+        if fault["type"] == "missing":
+            lines.append(f"{key} is missing")
+        elif model and fault["type"] == "extra_forbidden":
+            allowed = ", ".join(_fields(model, fault["loc"][:-1]))
+            lines.append(f"{key} = {fault['input']!r}: unknown key, allowed are {allowed}")
+        else:
+            lines.append(f"{key} = {fault['input']!r}: {fault['msg']}")
+    return "; ".join(lines)
+
+
+def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section that `path` leads to from the section `model`."""
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)

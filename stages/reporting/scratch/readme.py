@@ -1,0 +1,69 @@
+"""The README's lines on rows trained from scratch: the base variant, best first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stages.reporting import text
+from stages.reporting.inputs import DENSE
+from stages.reporting.intervals import mean_interval, nearest
+from stages.reporting.markdown import escape, folded, shortened, table
+from stages.reporting.scratch import runs, verdicts
+from stages.tracking.record import ScratchRecord
+
+COLUMNS = ["row", "budget", "n", "quality", "difference to dense", "parameters", "training speed-up"]
+
+
+def task(records: Sequence[ScratchRecord]) -> list[str]:
+    """A task's lines; none where no row but dense may be quoted."""
+    if all(record.row == DENSE for record in records):
+        return []
+    variant = runs.variants(records)[0]
+    swept = list(reversed(runs.row_budgets(records, variant)))
+    told = nearest(swept) if swept else None
+    if told is None or not verdicts.ranked(records, variant, told):
+        return []
+    sentence = " ".join([verdicts.verdict(records, variant, told), *verdicts.gated(records, variant, told)])
+    lines = ["", _caption(records, variant), "", escape(sentence), ""]
+    lines += shortened(_table(records, variant, [told], dense=True))
+    others = [budget for budget in swept if budget != told]
+    if others:
+        named = text.listing([f"{budget:g}" for budget in others])
+        lines += ["", *folded(f"Budgets {named}", _table(records, variant, others, dense=False))]
+    more = runs.variants(records)[1:]
+    return lines + (["", f"Variants {escape(text.listing(more))}: in the report."] if more else [])
+
+
+def _caption(records: Sequence[ScratchRecord], variant: str) -> str:
+    first = records[0]
+    better = "higher" if first.higher_is_better else "lower"
+    hosts = sorted({f"{r.environment.processor}, {r.environment.cores} cores" for r in records})
+    commits = sorted({r.environment.commit[:9] for r in records})
+    return (
+        f"**{escape(first.task)}, trained from scratch** ({escape(variant)}): {escape(first.quality_name)} "
+        f"({better} is better), mean ± 95 % interval over n seeds at the rate that validation chose; "
+        "difference to dense paired over seeds; speed of a training step over dense with its 95 % interval. "
+        f"{escape('; '.join(hosts))}; commit {escape(', '.join(commits))}."
+    )
+
+
+def _table(records: Sequence[ScratchRecord], variant: str, wanted: list[float], *, dense: bool) -> list[str]:
+    """The rows at these budgets, best mean first within each; the dense row above them."""
+    first = [r for r in records if r.row == DENSE] if dense else []
+    rows = [_row(records, r, variant, b) for r in first for b in runs.budgets(r, variant)]
+    for budget in wanted:
+        found = verdicts.ranked(records, variant, budget)
+        rows += [_row(records, record, variant, budget) for _, record in found]
+    return table(COLUMNS, rows)
+
+
+def _row(records: Sequence[ScratchRecord], record: ScratchRecord, variant: str, budget: float) -> list[str]:
+    found = runs.scores(record, variant, budget)
+    row = [record.row, f"{budget:g}", str(len(found)), text.quality(mean_interval(list(found.values())))]
+    comparison = None if record.row == DENSE else runs.against_dense(records, record, variant, budget)
+    row.append(text.difference(comparison.difference) if comparison else text.NONE)
+    cost = runs.cost_at(record, variant, budget)
+    if cost is None:
+        return [*row, text.NONE, text.NONE]
+    speed = text.speedup(cost.training_speedup, cost.training_speedup_low, cost.training_speedup_high)
+    return [*row, text.ratio(cost.params / cost.params_dense), speed]

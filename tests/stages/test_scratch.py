@@ -1,0 +1,169 @@
+"""Rows trained from scratch: equal trials, the validation part's choice, the same batches, and their cost."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import eugen
+from eugen import FFNLayer
+from stages import scratch
+from stages.params import ScratchSettings, ScratchVariant
+from stages.rows import Method
+from stages.scratch import Comparison, Made, measure_cost, run_variant, train_once
+from stages.tracking.run import Run
+from stages.training import Diverged
+from tests.stages.toy_task import Toy
+
+NARROW = Method("narrow", "narrow", {})
+DENSE = Method("dense", "dense", {})
+
+
+class Kept:
+    """Finished units in memory, as `Progress` keeps them in files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.units = folder, {}
+
+    def load(self, name: str):
+        return self.units.get(name)
+
+    def store(self, name: str, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.units[name] = (values, tensors)
+
+
+def comparison(task: Toy | None = None, **change: Any) -> Comparison:
+    settings = ScratchSettings(
+        budgets=[0.5], seeds=[5, 6, 7], learning_rates=[1e-3, 3e-2], variants={"base": ScratchVariant()}
+    )
+    return Comparison("base", task or Toy(), settings, ScratchVariant(**change))
+
+
+def made(tmp_path: Path, row: Method = NARROW, task: Toy | None = None, **change: Any) -> Made:
+    result = Made([], [], [])
+    run_variant(comparison(task, **change), row, Kept(tmp_path), Run(None), result)
+    return result
+
+
+def test_every_rate_is_tried_with_the_first_seed_and_the_others_follow_the_best(tmp_path):
+    runs = made(tmp_path).runs
+    assert [(r.seed, r.learning_rate) for r in runs[:2]] == [(5, 1e-3), (5, 3e-2)]
+    best = min(runs[:2], key=lambda r: r.validation or math.inf).learning_rate
+    assert [(r.seed, r.learning_rate, r.chosen) for r in runs[2:]] == [(6, best, True), (7, best, True)]
+    assert [r.chosen for r in runs[:2]] == [r.learning_rate == best for r in runs[:2]]
+
+
+def test_where_higher_is_better_the_highest_is_chosen(tmp_path):
+    task = Toy()
+    task.higher_is_better = True
+    runs = made(tmp_path, task=task).runs
+    (chosen,) = [r for r in runs[:2] if r.chosen]
+    assert chosen.validation == max(r.validation or -math.inf for r in runs[:2])
+
+
+def test_a_variant_has_its_own_seeds_rates_budgets_and_blocks(tmp_path):
+    result = made(tmp_path, seeds=[1], learning_rates=[1e-2], budgets=[0.25, 1.0], blocks=1)
+    assert [(r.seed, r.learning_rate, r.budget, r.chosen) for r in result.runs] == [
+        (1, 1e-2, 0.25, True),
+        (1, 1e-2, 1.0, True),
+    ]
+    with pytest.raises(ValueError, match="blocks = 2: the network has 1 feed-forward blocks"):
+        made(tmp_path, blocks=2)
+
+
+def test_all_rows_see_the_same_batches_and_the_dense_blocks_are_drawn_anew(tmp_path, monkeypatch):
+    task, seen = Toy(), []
+    draw = task.draw
+    monkeypatch.setattr(task, "draw", lambda n, g: seen.append(batch := draw(n, g)) or batch)
+    here = comparison(task)
+    for row in (DENSE, NARROW):
+        train_once(here, row.config(row.budgets([0.5])[0]), 0.5, 1e-3, 5, Kept(tmp_path), Run(None))
+    half = [batch[0] for batch in seen if len(batch[0]) == 8]
+    assert len(half) == 24
+    assert all(torch.equal(a, b) for a, b in zip(half[:12], half[12:], strict=True))
+    drawn = here.network(eugen.DenseConfig(), 5)
+    fresh = task.fresh(5)
+    assert not torch.equal(drawn[1][0].up.weight, fresh[1][0].weight)
+    assert torch.equal(drawn[3].weight, fresh[3].weight), "what is not replaced starts as in every row"
+
+
+def test_a_killed_row_goes_on_with_what_was_finished(tmp_path, monkeypatch):
+    kept, whole, again = Kept(tmp_path), Made([], [], []), Made([], [], [])
+    run_variant(comparison(), NARROW, kept, Run(None), whole)
+    monkeypatch.setattr(scratch, "train", lambda *_, **__: pytest.fail("trained again"))
+    run_variant(comparison(), NARROW, kept, Run(None), again)
+    assert again.runs == whole.runs
+
+
+class Explosive(Toy):
+    """Its loss is not finite where the learning rate is high."""
+
+    limit = 1e-2
+
+    def batch_loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        loss = super().batch_loss(model, batch)
+        return loss if not model.training or self.rate < self.limit else loss * math.nan
+
+    rate = 0.0
+
+
+@pytest.fixture
+def explosive(monkeypatch) -> Explosive:
+    task, original = Explosive(), scratch.train
+
+    def train(task: Explosive, model: nn.Module, recipe: Any, **kept: Any):
+        task.rate = recipe.learning_rate
+        return original(task, model, recipe, **kept)
+
+    monkeypatch.setattr(scratch, "train", train)
+    return task
+
+
+def test_a_rate_that_diverges_is_listed_and_never_chosen(tmp_path, explosive):
+    runs = made(tmp_path, task=explosive).runs
+    assert [(r.diverged, r.validation is None, r.quality is None, r.chosen) for r in runs[:2]] == [
+        (False, False, False, True),
+        (True, True, True, False),
+    ]
+    assert {r.learning_rate for r in runs if r.chosen} == {1e-3}
+
+
+def test_a_row_whose_every_rate_diverges_fails(tmp_path, explosive):
+    explosive.limit = 0.0
+    with pytest.raises(Diverged, match="base, budget 0.5: every learning rate diverged"):
+        made(tmp_path, task=explosive)
+
+
+def test_a_budget_that_buys_nothing_is_left_out_with_the_reason(tmp_path):
+    result = made(tmp_path, budgets=[0.001, 0.5], seeds=[5], learning_rates=[1e-3])
+    assert [(o.budget, o.reason.startswith("base: ")) for o in result.omitted] == [(0.001, True)]
+    assert {r.budget for r in result.runs} == {0.5}
+
+
+def test_cost_is_that_of_the_replaced_blocks_and_both_networks_take_steps():
+    here = comparison()
+    cost = measure_cost(here, eugen.NarrowConfig(budget=0.5), 0.5)
+    # 4 → 16 → 4 beside 4 → 8 → 4, then 4 → 1; biases of 16, 4, 1 and the norm's 8.
+    assert (cost.ffn_macs_dense, cost.ffn_macs) == (2 * 4 * 16, 2 * 4 * 8)
+    assert (cost.macs_dense, cost.macs) == (2 * 4 * 16 + 4, 2 * 4 * 8 + 4)
+    assert cost.params_dense == 2 * 4 * 16 + 16 + 4 + 8 + 5 and cost.params == 2 * 4 * 8 + 8 + 4 + 8 + 5
+    assert (cost.blocks, cost.blocks_replaced, cost.steps, cost.batch_size) == (1, 1, 12, 8)
+    assert len(cost.step_ms) == len(cost.step_ms_dense) >= 10
+    assert cost.training_speedup_low <= cost.training_speedup <= cost.training_speedup_high
+
+
+def test_a_timed_step_trains_a_copy():
+    task = Toy()
+    model = task.fresh(0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    timed = scratch.Step(task, model, task.recipe(), task.draw(8, torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        timed()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert any(not torch.equal(v, before[n]) for n, v in timed.model.state_dict().items())
+    assert not any(isinstance(module, FFNLayer) for module in timed.model.modules())
