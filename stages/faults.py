@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -55,8 +55,10 @@ def _faults(error: ValidationError, where: str, model: type[BaseModel] | None = 
 
 def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """The keys of the section that `path` leads to from the section `model`."""
+    found: Any = model
     for part in path:
-        annotation = model.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        model = annotation
-    return list(model.model_fields)
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            found = found.model_fields[str(part)].annotation
+        else:  # an entry of a mapping of sections
+            found = get_args(found)[-1]
+    return list(found.model_fields)

@@ -6,10 +6,10 @@ from stages.reporting import text
 from stages.reporting.findings import Finding
 
 COMMANDS = {
-    "language": "make bench PROFILE=gpu",
-    "vision": "make bench PROFILE=gpu",
-    "radiance": "make bench PROFILE=gpu",
-    "distance": "make bench PROFILE=gpu",
+    "language": "make bench PROFILE=gpu_language",
+    "vision": "make bench PROFILE=gpu_imagenet",
+    "radiance": "make bench PROFILE=gpu_radiance",
+    "distance": "make bench PROFILE=gpu_distance",
 }
 """By task. A profile stands in params/<name>.yaml."""
 

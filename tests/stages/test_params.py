@@ -24,6 +24,8 @@ from stages.validate import check
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = sorted((ROOT / "params").glob("*.yaml"))
 GOOD: dict[str, Any] = yaml.safe_load((ROOT / "params/cpu.yaml").read_text())
+GOOD["methods"]["eugen"] = {"layer": "eugen", "order": 2}
+LANGUAGE = "scratch.tasks.language"
 
 
 def changed(place: str, value: Any) -> dict[str, Any]:
@@ -80,6 +82,21 @@ FAULTS: list[tuple[str, Any, str]] = [
         "new.of.order = '2': .*integer",
     ),
     ("methods.new", {"layer": "ffsplit", "heavy": 1.5}, "methods.new: heavy=1.5 must be in"),
+    ("scratch", [], "scratch = ..: must be a mapping of rows and tasks"),
+    ("scratch.rows.narrow.layer", "slim", "scratch.rows.narrow.layer = 'slim': unknown layer"),
+    ("scratch.tasks.speech", {}, "scratch.tasks.speech: there is no such task under `tasks`, which has"),
+    (f"{LANGUAGE}.learning_rates", [], f"{LANGUAGE}.learning_rates = .*at least 1"),
+    (f"{LANGUAGE}.learning_rates", [1e-3, 1e-3], f"{LANGUAGE}.learning_rates = .*each value may occur once"),
+    (f"{LANGUAGE}.variants.base.step", 3, f"{LANGUAGE}.variants.base.step = 3: unknown key, allowed are"),
+    (f"{LANGUAGE}.variants.base.rows", ["slim"], f"{LANGUAGE}.variants.base.rows = 'slim': unknown row"),
+    (f"{LANGUAGE}.variants.base.sizes", {"wide": 3}, "tasks.language.baseline.wide = 3: unknown key"),
+    (f"{LANGUAGE}.variants.base.sizes", {"width": 7}, "width 7 must be a multiple of heads 3"),
+    (f"{LANGUAGE}.variants.base.training", {"lr": 3}, "tasks.language.baseline.training.lr = 3: unknown key"),
+    (
+        "scratch.tasks",
+        {"kernel": {**GOOD["scratch"]["tasks"]["language"], "variants": {"b": {"training": {"steps": 1}}}}},
+        "scratch.tasks.kernel.variants.b.training: tasks.kernel.baseline has no training to change",
+    ),
     ("methods.eugen.degree", 2, "methods.eugen.degree = 2: unknown key, allowed are .*order"),
     ("methods.eugen.budget", 0.2, "methods.eugen.budget = 0.2: unknown key"),
     ("methods.eugen.order", "two", "methods.eugen.order = 'two': .*valid integer"),
@@ -219,8 +236,10 @@ def test_a_profile_is_valid_and_names_itself(profile):
 
 
 def test_the_four_profiles_are_there_and_the_default_is_cpu():
-    parts = ["study", "study_distance", "study_kernel", "study_language", "study_local", "study_radiance"]
-    assert [path.stem for path in PROFILES] == ["cpu", "gpu", "smoke", *parts]
+    sizes = ["distance", "imagenet", "language", "radiance"]
+    parts = ["ablation", "cifar", "distance", "kernel", "language", "local", "radiance"]
+    expected = {"cpu", "gpu", "smoke", "study", *(f"gpu_{size}" for size in sizes)}
+    assert {path.stem for path in PROFILES} == expected | {f"study_{part}" for part in parts}
 
     def committed(name: str) -> bytes:  # `make bench PROFILE=…` rightly puts another one into the clone
         shown = subprocess.run(["git", "show", f":{name}"], cwd=ROOT, capture_output=True, check=True)
