@@ -41,7 +41,8 @@ def _curves(records: Sequence[ScratchRecord], variant: str, known: Looks) -> Ite
     caption = (
         f"{variant}: quality on the validation part along the training ({_direction(records[0])}), mean over "
         f"seeds at the chosen rate, {_budgets(rows)}. By steps, by training FLOPs (6 × MACs × examples seen) "
-        "and by seconds of training on the machine named below. The start of the curves is cut off."
+        "and by seconds: steps at the row's training speed-up, measured side by side with the dense network, "
+        "over that network's median step. The start of the curves is cut off."
     )
     ends = {row["row"]: row for row in rows}.values()
     spoken = "; ".join(
