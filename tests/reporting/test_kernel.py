@@ -17,8 +17,8 @@ from stages.reporting.intervals import Interval, mean_interval
 from stages.reporting.kernels import quantisation, synthetic
 from stages.reporting.outcomes import of_cells
 from stages.reporting.page import render
-from stages.reporting.readme import readme_table
 from stages.reporting.settings import settings_of
+from stages.reporting.study import study_tables
 from stages.reporting.text import difference, number, quality
 from stages.tracking.record import CellRecord, Omission
 
@@ -182,7 +182,7 @@ def test_quantisation_is_compared_in_quality_and_speed():
 def test_the_readme_shows_the_largest_budget_of_a_long_sweep_and_the_dense_cost_rows_on_top():
     records = [factory.kernel_cell("dense"), row("eugen", EUGEN), row("snnk", {"layer": "snnk"}, 0.5)]
     records.append(row("int8", {"layer": "int8"}, 20.0, budgets=(1.0,)))
-    text = readme_table(records)
+    text = study_tables(records)
     assert re.findall(r"^\| (\w+) \| ([\d.]+) \|", text, re.MULTILINE) == [
         ("dense", "1"),
         ("int8", "1"),

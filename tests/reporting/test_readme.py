@@ -9,7 +9,8 @@ import pytest
 
 from stages.reporting.inputs import ReportError
 from stages.reporting.ledger import ENTRIES, ledger
-from stages.reporting.readme import BEGIN, END, drift, generate, readme_table
+from stages.reporting.readme import BEGIN, END, drift, generate
+from stages.reporting.study import study_tables
 from stages.tracking.record import CellRecord, write_text
 
 from . import factory
@@ -53,22 +54,26 @@ def test_table_goes_between_the_markers_and_nowhere_else(run: Run):
     run.commit(factory.all_cells())
     write(run)
     text = readme.read_text()
-    assert text.startswith(f"# Title\n\nBefore.\n\n{BEGIN}\n**embedding**")
+    assert text.startswith(f"# Title\n\nBefore.\n\n{BEGIN}\n**Taken over from a trained network**")
     assert text.endswith(f"{END}\n\nAfter.\n")
     assert "old" not in text.split()
     write(run)
     assert readme.read_text() == text
 
 
-def test_drift_is_found_in_either_file(run: Run):
+def test_drift_is_found_in_every_file(run: Run):
     readme, claims = run.root / "README.md", run.root / "reports" / "ledger.md"
     readme.write_text(README)
     run.commit(factory.all_cells())
     assert "ledger.md" in drift(run.root)
     write(run)
     assert drift(run.root) == ""
-    readme.write_text(readme.read_text().replace("| prune | 0.3 | 3 | 0.9", "| prune | 0.3 | 3 | 1.9"))
+    study = run.root / "reports" / "study.md"
+    study.write_text(study.read_text().replace("| prune | 0.3 | 3 | 0.9", "| prune | 0.3 | 3 | 1.9"))
     assert "+| prune | 0.3 | 3 | 0.9" in drift(run.root)
+    write(run)
+    readme.write_text(readme.read_text().replace("prune 0.9", "prune 1.9"))
+    assert "README.md (from the records)" in drift(run.root)
     write(run)
     claims.write_text(claims.read_text().replace("not reproduced", "reproduced"))
     assert "ledger.md (from the records)" in drift(run.root)
@@ -97,28 +102,28 @@ def test_missing_readme_is_named(tmp_path: Path):
 def test_provisional_rows_never_enter():
     good = factory.cell("embedding", "prune")
     dirty = factory.cell("embedding", "narrow", environment=factory.environment(dirty=True))
-    table = readme_table([good, dirty])
+    table = study_tables([good, dirty])
     assert "| prune |" in table
     assert "| narrow |" not in table
     alone = factory.cell("embedding", "eugen", provisional=True)
-    assert "No result" in readme_table([alone])
+    assert "No result" in study_tables([alone])
     assert "embedding, eugen" not in ledger([alone])
 
 
 def test_no_records_are_said_plainly():
-    assert readme_table([]) == readme_table([factory.cell("embedding", "dense")])
-    assert "No result of the `study` profile is committed yet" in readme_table([])
+    assert study_tables([]) == study_tables([factory.cell("embedding", "dense")])
+    assert "No result of the `study` profile is committed yet" in study_tables([])
 
 
 def test_rows_are_ordered_by_quality_below_dense():
-    methods = re.findall(r"^\| (\w+) \| (?:1|0\.3) \|", readme_table(factory.all_cells()), re.MULTILINE)
+    methods = re.findall(r"^\| (\w+) \| (?:1|0\.3) \|", study_tables(factory.all_cells()), re.MULTILINE)
     assert methods[:3] == ["dense", "prune", "eugen_teacher"]
 
 
 def test_hostile_names_stay_inside_their_cell():
     hostile = "<b>a|b</b>\n| x"
     record = factory.cell("embedding", hostile, layer={"layer": "eugen"})
-    for text in (readme_table([record]), ledger([record])):
+    for text in (study_tables([record]), ledger([record])):
         assert "<b>" not in text
         assert "&lt;b&gt;a\\|b&lt;/b&gt; \\| x" in text
 

@@ -10,7 +10,7 @@ from stages.reporting.findings import Finding, condense
 from stages.reporting.full_size import COMMANDS
 from stages.reporting.ledger import ledger
 from stages.reporting.markdown import LONG
-from stages.reporting.readme import readme_table
+from stages.reporting.study import study_tables
 from stages.tracking.record import CellRecord, ScratchRecord
 
 from . import factory, trained
@@ -150,7 +150,7 @@ def test_open_claims_name_commands_of_profiles_that_exist():
 
 
 def test_the_readme_has_the_base_variant_best_first_and_folds_the_rest():
-    text = readme_table(factory.all_cells(), trained.all_scratch(budgets=(0.15, 0.3)))
+    text = study_tables(factory.all_cells(), trained.all_scratch(budgets=(0.15, 0.3)))
     part = text[text.index("**language, trained from scratch** (base)") :]
     shown, folded = part.split("<details>")[0], part.split("<details>")[1]
     rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| 3 \| ([\d.]+) ±", shown, re.MULTILINE)
@@ -164,21 +164,21 @@ def test_the_readme_has_the_base_variant_best_first_and_folds_the_rest():
 
 
 def test_provisional_trainings_never_enter_the_readme():
-    assert "No result" in readme_table([], trained.all_scratch(provisional=True))
-    assert "No result" in readme_table([], trained.all_scratch(seeds=1))
+    assert "No result" in study_tables([], trained.all_scratch(provisional=True))
+    assert "No result" in study_tables([], trained.all_scratch(seeds=1))
     dense = [trained.scratch_record("dense")]
-    assert "No result" in readme_table([], dense)
+    assert "No result" in study_tables([], dense)
 
 
 def test_long_tables_are_folded_and_lose_no_row():
     many = [factory.cell("embedding", f"row{i:02}", layer={"layer": "prune"}) for i in range(LONG + 6)]
-    text = readme_table(many)
+    text = study_tables(many)
     head, tail = text.split("<details><summary>6 more rows</summary>")
     assert [len(re.findall(r"^\| row", part, re.MULTILINE)) for part in (head, tail)] == [LONG, 6]
-    assert "more rows" not in readme_table(many[: LONG + 1])
+    assert "more rows" not in study_tables(many[: LONG + 1])
 
 
 def test_hostile_rows_stay_inside_their_cell():
     record = trained.scratch_record("<b>a|b</b>\n| x", layer={"layer": "eugen"})
-    for text in (readme_table([], [record]), ledger([], [record])):
+    for text in (study_tables([], [record]), ledger([], [record])):
         assert "<b>" not in text and "&lt;b&gt;a\\|b&lt;/b&gt; \\| x" in text
