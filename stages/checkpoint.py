@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from stages.data.verify import sha256_file
 from stages.tracking.record import CurvePoint, write_json
 
 PROGRESS = Path(".work/progress")
@@ -46,7 +47,7 @@ class Progress:
         digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode())
         for path in _dependencies(stage, task, method):
             digest.update(path.as_posix().encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            digest.update(sha256_file(path).encode())
         name = "-".join(part for part in (stage, task, method) if part)
         self.folder = PROGRESS / f"{name}-{digest.hexdigest()[:12]}"
         self.folder.mkdir(parents=True, exist_ok=True)

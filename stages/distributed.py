@@ -6,10 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+PATIENCE = timedelta(days=1)
+"""The others wait while the first process evaluates and writes; torch's ten minutes can be too short."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ def group(device: str) -> Iterator[Place]:
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield here()
         distributed.barrier()  # the first process may still write what the others' stage is said to have made

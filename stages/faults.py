@@ -1,12 +1,18 @@
-"""Faults in params.yaml, told in its own words: key, value and what is allowed."""
+"""Sections of params.yaml, and their faults in its own words: key, value and what is allowed."""
 
 from __future__ import annotations
 
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 S = TypeVar("S", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Base of every section: an unknown key is a fault."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ParamsError(ValueError):

@@ -10,7 +10,6 @@ import torch
 import typer
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
 
 from stages import params, timings
 from stages.checkpoint import Progress, save_tensors
@@ -27,7 +26,7 @@ from stages.models import (
 from stages.params import Method
 from stages.tasks import Task, open_task
 from stages.tracking import Run, record, stage_run
-from stages.training import auxiliary_loss
+from stages.training import train
 
 
 def finetune(
@@ -84,16 +83,19 @@ def finetune_unit(
     """Every learning rate from the same start; the best on the validation part is judged on the test part.
 
     The start itself is a candidate with learning rate 0: where no rate helps, the network stays as it is.
+
+    Raises:
+        Diverged: a loss became NaN or infinite: the cell fails, it never counts as a number.
     """
     settings = task.settings.finetune
     began = time.perf_counter()
     trials = [(task.evaluate(start, "validation")[task.quality_name], 0.0, start)]
     for rate in settings.learning_rates:
         model = copy.deepcopy(start)
-        curve = train(task, model, rate, seed)
+        curve = train(task, model, settings.recipe(rate, seed))
         name = f"{unit_name(seed, budget)}.lr{rate:g}"
-        run.curve(f"{name}.loss", curve)
-        trials.append((task.evaluate(model, "validation")[task.quality_name], rate, model))
+        run.curve(f"{name}.loss", [(point.step, point.train_loss) for point in curve])
+        trials.append((curve[-1].validation, rate, model))
         run.progress(f"{name}: validation {task.quality_name} {trials[-1][0]:.4f}")
     best = max(trials, key=lambda trial: trial[0] if task.higher_is_better else -trial[0])
     measured = task.evaluate(best[2], "test")
@@ -101,43 +103,13 @@ def finetune_unit(
         "seed": seed,
         "budget": budget,
         "quality": measured.pop(task.quality_name),
+        "validation": best[0],
         "extra": measured,
         "learning_rate": best[1],
         "trials": {f"{rate:g}": quality for quality, rate, _ in trials},
         "seconds": time.perf_counter() - began,
     }
     return values, changed_tensors(best[2], dense)
-
-
-def train(task: Task, model: nn.Module, rate: float, seed: int) -> list[tuple[int, float]]:
-    """AdamW with a one-cycle learning rate; returns the loss curve.
-
-    Raises:
-        FloatingPointError: the loss became NaN or infinite: the cell fails, it never counts as a number.
-    """
-    settings = task.settings.finetune
-    generator = torch.Generator().manual_seed(seed)
-    model.train()
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=rate, weight_decay=0.01)
-    schedule = OneCycleLR(optimiser, max_lr=rate, total_steps=settings.steps + 1, pct_start=0.2)
-    curve = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # dropout draws from the global generator
-        for step in range(settings.steps):
-            loss = task.loss(model, settings.batch_size, generator) + auxiliary_loss(model)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"the fine-tuning loss became {float(loss)} at step {step}, lr {rate:g}"
-                )
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(weights, 1.0)
-            optimiser.step()
-            schedule.step()
-            curve.append((step, float(loss.detach())))
-    model.eval()
-    return curve
 
 
 def _transferred(task: str, method: str, unit: str) -> dict[str, Tensor]:

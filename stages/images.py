@@ -58,6 +58,7 @@ class TrainingSettings(Section):
     """How the dense network is trained; a task adds its sizes."""
 
     epochs: PositiveInt
+    """In steps of an epoch each; images are drawn with replacement, so one epoch sees about 63 % of them."""
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     seed: int = 0
@@ -211,7 +212,10 @@ class ImageTask(Task):
         return {"top1": float((predicted == labels).double().mean())}
 
     def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images `[n, channels, side, side]` with labels `[n]`; if mixed, probabilities `[n, classes]`."""
+        """Images `[n, channels, side, side]` with labels `[n]`; if mixed, probabilities `[n, classes]`.
+
+        With replacement. Of several processes each makes the whole batch and takes its share.
+        """
         labels = self._labels("train")
         rows = torch.randint(len(labels), (batch_size,), generator=generator)
         images, labels = self._augmented(rows, generator), labels[rows.to(self.device)]

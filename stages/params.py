@@ -12,15 +12,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
 )
 
 from stages import rows
-from stages.faults import ParamsError, allow, validate
+from stages.faults import ParamsError, Section, allow, validate
+from stages.recipe import Precision, TrainingRecipe
 from stages.rows import Method
 
 PARAMS_FILE = Path("params.yaml")
@@ -37,12 +36,6 @@ Seeds = Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_distinct)]
 Rates = Annotated[list[PositiveFloat], Field(min_length=1), AfterValidator(_distinct)]
 
 
-class Section(BaseModel):
-    """Base of every section: an unknown key is a fault."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 class RunSettings(Section):
     """What all stages share."""
 
@@ -52,31 +45,6 @@ class RunSettings(Section):
     timing_threads: PositiveInt = 2
     """CPU threads of the profile stage, which runs alone."""
     provisional: bool = False
-
-
-class TrainingRecipe(Section):
-    """Training of a whole network by AdamW, with linear warm-up, cosine decay to 0 and clipped gradients."""
-
-    steps: PositiveInt
-    batch_size: PositiveInt
-    """Examples of one step, over all processes."""
-    micro_batch: PositiveInt | None = None
-    """Examples of one forward pass; gradients of a step's parts are summed. None: the whole batch."""
-    learning_rate: PositiveFloat
-    """The highest, at the end of the warm-up."""
-    warmup: float = Field(default=0.1, ge=0, le=1)
-    """Share of the steps."""
-    weight_decay: float = Field(default=0.1, ge=0)
-    """Of matrices; biases and gains do not decay."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: PositiveFloat = 1.0
-    """Largest norm of the gradient."""
-    seed: int = 0
-    """Of the initial weights and of all batches."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: by autocast, weights stay float32."""
-    evaluate_every: PositiveInt = 100
-    """Steps between two points of the curve; each is a checkpoint."""
 
 
 class TransferSettings(Section):
@@ -93,11 +61,29 @@ class TransferSettings(Section):
 class FinetuneSettings(Section):
     """End-to-end fine-tuning, the same for every method; the validation part chooses the learning rate."""
 
-    budgets: Budgets = []
-    seeds: Seeds = []
+    budgets: Budgets = Field(default_factory=list)
+    seeds: Seeds = Field(default_factory=list)
     steps: int = Field(ge=0)
     batch_size: PositiveInt
+    micro_batch: PositiveInt | None = None
+    """As in the recipe of training; None: the whole batch."""
+    precision: Precision = "float32"
     learning_rates: list[PositiveFloat] = Field(min_length=1)
+
+    def recipe(self, learning_rate: float, seed: int) -> TrainingRecipe:
+        """The training that this is."""
+        return TrainingRecipe(
+            steps=self.steps,
+            batch_size=self.batch_size,
+            micro_batch=self.micro_batch,
+            learning_rate=learning_rate,
+            warmup=0.2,
+            weight_decay=0.01,
+            betas=(0.9, 0.999),
+            seed=seed,
+            precision=self.precision,
+            evaluate_every=-(-self.steps // 2),
+        )
 
 
 class ProfileSettings(Section):
@@ -123,9 +109,9 @@ class TaskSettings(Section):
 class ScratchVariant(Section):
     """One comparison of rows trained from scratch: how it differs from the others."""
 
-    sizes: dict[str, Any] = {}
+    sizes: dict[str, Any] = Field(default_factory=dict)
     """Keys of the task's `baseline`, for another size of network."""
-    training: dict[str, Any] = {}
+    training: dict[str, Any] = Field(default_factory=dict)
     """Keys of the recipe, for example more steps."""
     blocks: PositiveInt | None = None
     """How many blocks are replaced, the last ones; None for all."""

@@ -67,7 +67,7 @@ def harmonic_mean(precision: float, recall: float) -> float:
 def draw(surface: trimesh.Trimesh | None, path: Path) -> None:
     """Write a PNG of the surface seen obliquely from above, coloured by its normals; white around it.
 
-    The projection is parallel. Dense dots on the surface are painted far to near.
+    The projection is parallel. Dense dots on the surface are painted far to near. Missing folders are made.
     """
     pixels = np.full((SIDE, SIDE, 3), 255, dtype=np.uint8)
     if surface is not None:
@@ -80,6 +80,7 @@ def draw(surface: trimesh.Trimesh | None, path: Path) -> None:
         order = order[seen[order]]
         colours = (surface.face_normals @ camera.T + 1) / 2 * 255
         pixels[row[order], column[order]] = colours[face[order]].astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, optimize=True)
 
 

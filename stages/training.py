@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import time
 from functools import partial
@@ -15,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from eugen import FFNLayer
 from stages import checkpoint as checkpoints
 from stages.distributed import Place, here, without_sync
-from stages.params import TrainingRecipe
+from stages.recipe import TrainingRecipe
 from stages.tasks import Log, Task
 from stages.tracking.record import CurvePoint
 
@@ -63,25 +64,29 @@ def train(
         log: receives `train_loss` and the validation quality at each point.
 
     Raises:
-        Diverged: the loss is not finite at a point.
+        Diverged: loss or validation quality is not finite at a point.
         ValueError: the checkpoint is of another configuration.
     """
     place, replica = here(), here().replica(model)
     state = _start(model, recipe)
     if checkpoint is not None:
-        state.curve = checkpoints.resume(checkpoint, _identity(model, recipe), model, state)
+        state.curve = checkpoints.resume(checkpoint, _identity(task, model, recipe), model, state)
     while state.step < recipe.steps:
         stop = min(recipe.steps, state.step + recipe.evaluate_every)
         began = time.perf_counter()
         loss = _advance(task, replica, recipe, state, place, stop)
         seconds = state.seconds + time.perf_counter() - began
-        point = CurvePoint(step=stop, seconds=seconds, train_loss=loss, validation=_validate(task, model))
+        validation = task.evaluate(model, "validation")[task.quality_name]
+        if not math.isfinite(loss + validation):
+            told = f"loss {loss}, validation {task.quality_name} {validation}"
+            raise Diverged(f"{told} between steps {state.step} and {stop}, lr {recipe.learning_rate:g}")
+        point = CurvePoint(step=stop, seconds=seconds, train_loss=loss, validation=validation)
         state.curve.append(point)
         if log is not None and place.first:
             log("train_loss", point.train_loss, stop)
             log(f"validation_{task.quality_name}", point.validation, stop)
         if checkpoint is not None and place.first:
-            checkpoints.save(checkpoint, _identity(model, recipe), model, state)
+            checkpoints.save(checkpoint, _identity(task, model, recipe), model, state)
     model.eval()
     return state.curve
 
@@ -98,13 +103,13 @@ def step(
     batch = (place or Place()).share(batch)
     size = len(batch[0])
     parts = list(zip(*(tensor.split(recipe.micro_batch or size) for tensor in batch), strict=True))
-    device = batch[0].device.type
+    device = batch[0].device
     total = torch.zeros((), device=device)
     optimiser.zero_grad(set_to_none=True)
     for number, part in enumerate(parts):
         with (
             without_sync(replica, number < len(parts) - 1),
-            torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "bfloat16"),
+            torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"),
         ):
             share = len(part[0]) / size
             loss = share * (task.batch_loss(replica, part) + auxiliary_loss(replica))
@@ -159,23 +164,16 @@ def _advance(
             batch = task.draw(recipe.batch_size, state.generator)
             total = total + step(task, replica, recipe, state.optimiser, batch, place)
             state.schedule.step()
-    loss = float(place.mean(torch.as_tensor(total))) / (stop - first)
-    if not math.isfinite(loss):
-        raise Diverged(
-            f"the loss became {loss} between steps {first} and {stop}, lr {recipe.learning_rate:g}"
-        )
-    return loss
-
-
-def _validate(task: Task, model: nn.Module) -> float:
-    return task.evaluate(model, "validation")[task.quality_name]
+    return float(place.mean(torch.as_tensor(total))) / (stop - first)
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in model.parameters() if weight.requires_grad]
 
 
-def _identity(model: nn.Module, recipe: TrainingRecipe) -> dict[str, str]:
-    """What a checkpoint must agree with, by name: the recipe's settings and the tensors' shapes."""
+def _identity(task: Task, model: nn.Module, recipe: TrainingRecipe) -> dict[str, str]:
+    """What a checkpoint must agree with, by name: settings, the tensors' shapes, a digest of the modules."""
+    parts = {"data": task.settings.data, "baseline": task.settings.baseline, "recipe": recipe}
+    named = {f"{part}.{key}": str(value) for part, settings in parts.items() for key, value in settings}
     shapes = {name: str(tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
-    return {name: str(value) for name, value in recipe.model_dump().items()} | shapes
+    return named | shapes | {"modules": hashlib.sha256(str(model).encode()).hexdigest()[:16]}

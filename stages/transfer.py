@@ -103,32 +103,45 @@ def transfer_unit(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """One transfer: its values and the tensors that changed."""
     start = time.perf_counter()
+    config, steps = method.config(budget), task.settings.transfer.refine_steps
     if method.training is not None:
-        result = train_locally(task, method.config(budget), method.training, seed)
+        result = train_locally(task, config, method.training, seed)
     else:
-        result = eugen.replace(
-            dense,
-            method.config(budget),
-            calibration=task.calibration(seed, task.settings.transfer.calibration_tokens),
-            where=last_blocks(dense, task.settings.transfer.blocks),
-            call=task.call,
-            refine_steps=task.settings.transfer.refine_steps,
-            seed=seed,
-            progress=lambda line: run.progress(f"{unit_name(seed, budget)}, {line}"),
-        )
+        result = replace_blocks(task, dense, config, seed, steps, run)
     seconds = time.perf_counter() - start
     measured = task.evaluate(result.model, "test")
     values = {
         "seed": seed,
         "budget": budget,
         "quality": measured.pop(task.quality_name),
+        "validation": task.evaluate(result.model, "validation")[task.quality_name],
         "extra": measured,
         "fit_r2": [site.fit_r2 for site in result.sites if site.fit_r2 is not None],
         "macs_ratio": [site.macs_ratio for site in result.sites],
         "num_features": [site.layer.num_features for site in result.sites],
         "seconds": seconds,
     }
+    if method.training is None and steps:
+        closed = replace_blocks(task, dense, config, seed, 0, run)
+        values["closed_form"] = task.evaluate(closed.model, "test")[task.quality_name]
     return values, changed_tensors(result.model, dense)
+
+
+def replace_blocks(
+    task: Task, dense: nn.Module, config: LayerConfig, seed: int, refine_steps: int, run: Run
+) -> eugen.Replacement:
+    """The dense network with its blocks taken over by those of the configuration."""
+    name = unit_name(seed, config.budget or 1.0) + ("" if refine_steps else ", closed form")
+    return eugen.replace(
+        dense,
+        config,
+        calibration=task.calibration(seed, task.settings.transfer.calibration_tokens),
+        where=last_blocks(dense, task.settings.transfer.blocks),
+        call=task.call,
+        refine_steps=refine_steps,
+        seed=seed,
+        progress=lambda line: run.progress(f"{name}, {line}"),
+    )
 
 
 def train_locally(task: Task, config: LayerConfig, rule: LocalRule, seed: int) -> eugen.Replacement:

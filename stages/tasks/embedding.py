@@ -215,7 +215,8 @@ class Embedding(Task):
 
     def example(self, batch: int) -> Tensor:
         generator = torch.Generator().manual_seed(SPLIT_SEED)
-        return torch.randint(1000, 20000, (batch, self.settings.profile.tokens), generator=generator)
+        ids = torch.randint(1000, 20000, (batch, self.settings.profile.tokens), generator=generator)
+        return ids.to(self.device)
 
 
 def _neighbours(embedded: Tensor) -> Tensor:

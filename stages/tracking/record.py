@@ -57,6 +57,11 @@ class SeedResult(Record):
     quality_transfer_only: float
     quality_finetuned: float | None = None
     """None where this seed or budget was not fine-tuned."""
+    quality_closed_form: float | None = None
+    """Transfer in closed form alone, where `quality_transfer_only` is after local refinement too."""
+    validation_transfer_only: float | None = None
+    """Quality on the validation part: what may choose between rows."""
+    validation_finetuned: float | None = None
     learning_rate: NonNegativeFloat | None = None
     """The learning rate that won on the validation part; 0 if not fine-tuning at all was best."""
     extra_transfer_only: dict[str, float] = {}

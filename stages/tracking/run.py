@@ -58,8 +58,8 @@ def _row(name: str, value: float, time: int, step: int) -> list[Any]:
 class Run:
     """What one cell reports in one stage. Cheap to call; every call is one line of the journal."""
 
-    def __init__(self, journal: outbox.Journal | None) -> None:
-        self._journal = journal
+    def __init__(self, journal: outbox.Journal | None, *, silent: bool = False) -> None:
+        self._journal, self._silent = journal, silent
         self._pending: list[str] = []
         self._artifacts = 0
         self._warned = False
@@ -95,7 +95,8 @@ class Run:
 
     def progress(self, text: str) -> None:
         """Say where the stage is: one line to standard output, at once."""
-        print(text, flush=True)
+        if not self._silent:
+            print(text, flush=True)
 
     def _note(self, **event: Any) -> None:
         """Append to the journal. On a full disk keep the line in memory and try again with the next."""
@@ -226,7 +227,7 @@ def stage_run(
     """
     process.die_with_parent()
     if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first reports
-        yield Run(None)
+        yield Run(None, silent=True)
         return
     # The method first: narrow columns and legends cut the end of a name.
     names = [method, task, stage] if method else [task, stage]

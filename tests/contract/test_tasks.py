@@ -5,9 +5,11 @@ The archives come from EUGEN_DATA_DIR, from data/.downloads, or from the registr
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 import eugen
-from stages import params
+from stages import params, prepare
 from stages.checkpoint import save_tensors
 from stages.data.verify import DataError, sha256_file
+from stages.faults import Section
 from stages.models import DENSE_FILE, changed_tensors, dense_model, student_model
 from stages.tasks import BASELINE, DATA, DataSource, Task, open_task, task_names
 
@@ -113,6 +116,37 @@ def test_prepared_data_are_described_and_the_same_again(shop, tmp_path):
     folders = (tmp_path, shop.folder / DATA / shop.task.name)
     first, second = ({p.name: sha256_file(p) for p in folder.iterdir()} for folder in folders)
     assert first == second
+
+
+def with_another_value(section: Section) -> list[Section]:
+    """The section with one value at a time replaced by one that it did not have, be that allowed or not."""
+    changed: list[Section] = []
+    for key in type(section).model_fields:
+        value = getattr(section, key)
+        others = with_another_value(value) if isinstance(value, Section) else [f"not {value}"]
+        changed += [section.model_copy(update={key: other}) for other in others]
+    return changed
+
+
+def test_another_value_of_any_data_setting_changes_the_manifest(shop):
+    def manifest(data: Section) -> str:
+        changed = shop.task.settings.model_copy(update={"data": data})
+        task = type(shop.task)(changed, shop.task.folder)
+        return json.dumps(prepare.manifest(task, shop.sources), sort_keys=True)
+
+    data = shop.task.settings.data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pydantic, on what has the wrong type
+        found = [manifest(other) for other in with_another_value(data)]
+    assert len({manifest(data), *found}) == 1 + len(found) >= 1 + len(type(data).model_fields)
+
+
+def test_pictures_are_written_into_a_folder_that_does_not_exist(shop, tmp_path):
+    truth = shop.task.truth_pictures(tmp_path / "truth/deeper")
+    made = shop.task.pictures(shop.dense, tmp_path / "eugen/budget0.3")
+    assert [path.name for path in made] == [path.name for path in truth]
+    assert all(path.is_file() for path in (*made, *truth))
+    assert {path.parent for path in made} <= {tmp_path / "eugen/budget0.3"}
 
 
 def test_an_altered_archive_is_an_error_that_names_it(shop, tmp_path, monkeypatch):

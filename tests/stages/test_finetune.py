@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from eugen import FFFConfig, NarrowConfig, replace
-from stages.finetune import auxiliary_loss
 from stages.models import changed_tensors
+from stages.training import auxiliary_loss
 
 
 def network() -> nn.Module:

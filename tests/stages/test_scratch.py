@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 import eugen
 from eugen import FFNLayer
-from stages import scratch
+from stages import comparison as compared
+from stages.comparison import Comparison, Step, Trainings, measure_cost, start_as
 from stages.params import ScratchSettings, ScratchVariant
 from stages.rows import Method
-from stages.scratch import Comparison, Made, measure_cost, run_variant, train_once
+from stages.scratch import Made, run_variant
 from stages.tracking.run import Run
-from stages.training import Diverged
 from tests.stages.toy_task import Toy
 
 NARROW = Method("narrow", "narrow", {})
@@ -76,26 +76,26 @@ def test_a_variant_has_its_own_seeds_rates_budgets_and_blocks(tmp_path):
         made(tmp_path, blocks=2)
 
 
-def test_all_rows_see_the_same_batches_and_the_dense_blocks_are_drawn_anew(tmp_path, monkeypatch):
+def test_all_rows_see_the_same_batches_and_start_from_the_same_draw(tmp_path, monkeypatch):
     task, seen = Toy(), []
     draw = task.draw
     monkeypatch.setattr(task, "draw", lambda n, g: seen.append(batch := draw(n, g)) or batch)
     here = comparison(task)
     for row in (DENSE, NARROW):
-        train_once(here, row.config(row.budgets([0.5])[0]), 0.5, 1e-3, 5, Kept(tmp_path), Run(None))
+        Trainings(here, row, row.budgets([0.5])[0], Kept(tmp_path), Run(None)).one(1e-3, 5)
     half = [batch[0] for batch in seen if len(batch[0]) == 8]
     assert len(half) == 24
     assert all(torch.equal(a, b) for a, b in zip(half[:12], half[12:], strict=True))
     drawn = here.network(eugen.DenseConfig(), 5)
     fresh = task.fresh(5)
-    assert not torch.equal(drawn[1][0].up.weight, fresh[1][0].weight)
+    assert torch.equal(drawn[1][0].up.weight, fresh[1][0].weight), "dense stays as the task draws it"
     assert torch.equal(drawn[3].weight, fresh[3].weight), "what is not replaced starts as in every row"
 
 
 def test_a_killed_row_goes_on_with_what_was_finished(tmp_path, monkeypatch):
     kept, whole, again = Kept(tmp_path), Made([], [], []), Made([], [], [])
     run_variant(comparison(), NARROW, kept, Run(None), whole)
-    monkeypatch.setattr(scratch, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(compared, "train", lambda *_, **__: pytest.fail("trained again"))
     run_variant(comparison(), NARROW, kept, Run(None), again)
     assert again.runs == whole.runs
 
@@ -114,13 +114,13 @@ class Explosive(Toy):
 
 @pytest.fixture
 def explosive(monkeypatch) -> Explosive:
-    task, original = Explosive(), scratch.train
+    task, original = Explosive(), compared.train
 
     def train(task: Explosive, model: nn.Module, recipe: Any, **kept: Any):
         task.rate = recipe.learning_rate
         return original(task, model, recipe, **kept)
 
-    monkeypatch.setattr(scratch, "train", train)
+    monkeypatch.setattr(compared, "train", train)
     return task
 
 
@@ -133,10 +133,47 @@ def test_a_rate_that_diverges_is_listed_and_never_chosen(tmp_path, explosive):
     assert {r.learning_rate for r in runs if r.chosen} == {1e-3}
 
 
-def test_a_row_whose_every_rate_diverges_fails(tmp_path, explosive):
+def test_where_every_rate_diverges_the_runs_are_listed_without_a_cost(tmp_path, explosive):
     explosive.limit = 0.0
-    with pytest.raises(Diverged, match="base, budget 0.5: every learning rate diverged"):
-        made(tmp_path, task=explosive)
+    result = made(tmp_path, task=explosive)
+    assert [(r.diverged, r.chosen) for r in result.runs] == [(True, False), (True, False)]
+    assert result.costs == []
+
+
+def test_a_test_part_without_a_finite_number_is_a_divergence(tmp_path, monkeypatch):
+    task, evaluate = Toy(), Toy.evaluate
+    lost = {"mse": math.inf}
+    monkeypatch.setattr(
+        task, "evaluate", lambda m, part: dict(lost) if part == "test" else evaluate(task, m, part)
+    )
+    assert all(run.diverged and run.quality is None for run in made(tmp_path, task=task).runs)
+
+
+def test_a_finished_training_serves_only_while_everything_it_depends_on_is_the_same(tmp_path, monkeypatch):
+    kept = Kept(tmp_path)
+    run_variant(comparison(), NARROW, kept, Run(None), Made([], [], []))
+    before = len(kept.units)
+    run_variant(comparison(seeds=[5, 6, 7, 8]), NARROW, kept, Run(None), Made([], [], []))
+    assert len(kept.units) == before + 1
+    other = Method("narrow", "narrow_gated", {})
+    run_variant(comparison(), other, kept, Run(None), Made([], [], []))
+    assert len(kept.units) == 2 * before + 1
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        eugen.NarrowConfig(budget=0.5),
+        eugen.EUGenConfig(budget=0.5, order=2, min_order=2, projection="learned"),
+        eugen.LowRankConfig(budget=0.5),
+    ],
+)
+def test_every_row_starts_with_the_dense_block_s_output_scale(config):
+    dense = eugen.DenseFFN(nn.Linear(32, 128), nn.GELU(), nn.Linear(128, 32))
+    layer = config.build(dense, generator=torch.Generator().manual_seed(1))
+    start_as(layer, dense, torch.Generator().manual_seed(2))
+    x = torch.randn(4096, 32, generator=torch.Generator().manual_seed(3))
+    assert float(layer(x).std() / dense(x).std()) == pytest.approx(1, rel=0.1)
 
 
 def test_a_budget_that_buys_nothing_is_left_out_with_the_reason(tmp_path):
@@ -161,7 +198,7 @@ def test_a_timed_step_trains_a_copy():
     task = Toy()
     model = task.fresh(0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    timed = scratch.Step(task, model, task.recipe(), task.draw(8, torch.Generator().manual_seed(0)))
+    timed = Step(task, model, task.recipe(), task.draw(8, torch.Generator().manual_seed(0)))
     with torch.no_grad():
         timed()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

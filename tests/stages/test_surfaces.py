@@ -129,5 +129,9 @@ def test_what_is_nearer_hides_what_is_behind(tmp_path):
     assert (both[0, 0] == 255).all()
 
 
+def test_a_picture_makes_its_folder(tmp_path):
+    assert picture(trimesh.creation.icosphere(), tmp_path / "eugen/budget0.3").any()
+
+
 def test_nothing_is_drawn_as_nothing(tmp_path):
     assert (picture(None, tmp_path) == 255).all()

@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"learning_rate": 0.5}, "learning_rate is 0.01 and not 0.5"), ({"seed": 9}, "seed")],
+    [({"learning_rate": 0.5}, "recipe.learning_rate is 0.01 and not 0.5"), ({"seed": 9}, "recipe.seed")],
 )
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, change, named):
     path = tmp_path / "checkpoint.pt"
@@ -154,6 +154,10 @@ def test_a_checkpoint_of_another_network_or_no_checkpoint_is_refused(tmp_path):
     narrow = eugen.replace(task.fresh(3), eugen.NarrowConfig(budget=0.5)).model
     with pytest.raises(ValueError, match="of another configuration"):
         train(task, narrow, RECIPE, checkpoint=path)
+    other = task.fresh(3)
+    other[1][1] = nn.ReLU()  # the same tensors, another function
+    with pytest.raises(ValueError, match="of another configuration, modules is"):
+        train(task, other, RECIPE, checkpoint=path)
     path.write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         trained(checkpoint=path)
@@ -164,7 +168,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(monkeypatch):
     monkeypatch.setattr(
         task, "batch_loss", lambda model, batch: Toy.batch_loss(task, model, batch) * math.nan
     )
-    with pytest.raises(Diverged, match="the loss became nan between steps 0 and 4"):
+    with pytest.raises(Diverged, match="loss nan, .* between steps 0 and 4, lr 0.01"):
         trained(task)
 
 
