@@ -50,14 +50,17 @@ def profile(
     }
     with stage_run("profile", task=task, method=method, params=chosen) as run:
         moved = read_json(TRANSFERRED / task / method / RECORD_FILE)
-        (PICTURES / task / method).mkdir(parents=True, exist_ok=True)
+        made: list[Path] = []
         if moved["not_applicable"]:
             cell, metrics = not_applicable(settings, task, method, moved["not_applicable"]), {}
             run.tag("not_applicable", moved["not_applicable"])
         else:
             cell = measure(settings, opened, row, moved, run)
             metrics = flat_metrics(cell)
-            picture(opened, row, moved)
+            made = picture(opened, row, moved)
+        # A list beside the pictures: DVC warns of folders that are empty, as most tasks' would be.
+        listed = sorted(path.relative_to(PICTURES / task / method).as_posix() for path in made)
+        record.write_json(PICTURES / task / method / "pictures.json", listed)
         record.write_record(CELLS / f"{task}-{method}.json", cell)
         record.write_json(METRICS / f"{task}-{method}.json", metrics)
         run.metrics(metrics)
@@ -80,19 +83,18 @@ def measure(settings: Params, task: Task, row: Method, moved: dict[str, Any], ru
     return assemble(settings, task, row, costs, latencies, run.overhead_seconds)
 
 
-def picture(task: Task, row: Method, moved: dict[str, Any]) -> None:
+def picture(task: Task, row: Method, moved: dict[str, Any]) -> list[Path]:
     """Leave what the task shows of the first seed's network per budget; the dense row has the truth too."""
     out = PICTURES / task.name / row.name
-    blocks = task.settings.transfer.blocks
+    blocks, made = task.settings.transfer.blocks, []
     for budget in dict.fromkeys(unit["budget"] for unit in moved["units"]):
         seed = task.settings.transfer.seeds[0]
         name = f"{unit_name(seed, budget)}.safetensors"
         tuned = FINETUNED / task.name / row.name / name
         stored = tuned if tuned.exists() else TRANSFERRED / task.name / row.name / name
         student = student_model(dense_model(task), row.config(budget), load_file(stored), blocks)
-        task.pictures(student, out / f"budget{budget:g}")
-    if row.layer == "dense":
-        task.truth_pictures(out / "truth")
+        made += task.pictures(student, out / f"budget{budget:g}")
+    return made + (task.truth_pictures(out / "truth") if row.layer == "dense" else [])
 
 
 def not_applicable(settings: Params, task: str, method: str, why: str) -> record.NotApplicable:

@@ -24,6 +24,8 @@ SUFFIXES = (".obj", ".ply", ".stl")
 NEAR_SHARE = 0.5
 NEAR_DEVIATIONS = (0.01, 0.05)
 """Of the points near the surface each second one is off it by the first, the others by the second."""
+LEAST_VOLUME = 1e-9
+"""Of a body, as a share of the cube over the longest side of its bounding box."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def load(path: Path | None = None) -> Mesh:
     """The mesh of a file, or the default one; checked and normalised.
 
     Raises:
-        DataError: the file is missing, no mesh, empty, or its surface is not closed.
+        DataError: the file is missing, no mesh, empty, or its surface encloses nothing.
     """
     if path is None:
         return checked(trimesh.Trimesh(*_default()), "the default mesh")
@@ -63,25 +65,40 @@ def load(path: Path | None = None) -> Mesh:
     if not path.is_file():
         raise DataError(f"{where} does not exist: correct the path, relative to the folder you start in")
     try:
-        found = trimesh.load_mesh(path)
+        scene = trimesh.load_scene(path, process=False)
+        bodies = [body for body in scene.geometry.values() if isinstance(body, trimesh.Trimesh)]
+        for body in bodies:
+            # Before vertices are merged: with that, trimesh drops those that are not finite, and their faces.
+            _check_finite(body, where)
+            body.process()
+        found = scene.to_mesh()
+    except DataError:
+        raise
     except Exception as error:  # each reader fails in its own way on what is no mesh
         raise DataError(f"{where} cannot be read as a mesh ({error}): export it again") from error
     return checked(found, where)
 
 
+def _check_finite(found: trimesh.Trimesh, where: str) -> None:
+    broken = np.asarray(~np.isfinite(found.vertices).all(axis=1))
+    if broken.any():
+        raise DataError(
+            f"{where} has vertices that are not finite: {broken.sum()} of {len(broken)}; export it again"
+        )
+
+
 def checked(found: trimesh.Trimesh, where: str) -> Mesh:
-    """The mesh, normalised, if its surface is closed; one turned inside out is turned back.
+    """The mesh, normalised, if its surface encloses a volume; one turned inside out is turned back.
 
     Raises:
         DataError: names `where`, what is wrong and the cure.
     """
+    _check_finite(found, where)
     corners = np.sort(found.faces, axis=1)
     # Readers merge vertices that agree but for rounding; a sliver's corners may be among them.
     found.update_faces((np.diff(corners, axis=1) > 0).all(axis=1))
     if len(found.faces) == 0:
         raise DataError(f"{where} is empty: it has no triangles; a point cloud must be meshed first")
-    if not np.isfinite(found.vertices).all():
-        raise DataError(f"{where} has vertices that are not finite: export it again")
     if not found.is_watertight:
         edges, uses = np.unique(found.edges_sorted, axis=0, return_counts=True)
         raise DataError(
@@ -95,8 +112,14 @@ def checked(found: trimesh.Trimesh, where: str) -> Mesh:
             "trimesh.repair.fix_winding"
         )
     faces = np.asarray(found.faces, dtype=np.int64)
-    vertices = normalised(np.asarray(found.vertices, dtype=np.float64))
-    return Mesh(vertices, faces if found.volume > 0 else faces[:, ::-1].copy())
+    mesh = Mesh(normalised(np.asarray(found.vertices, dtype=np.float64)), faces)
+    volume = np.linalg.det(mesh.vertices[faces]).sum() / 6  # of the tetrahedra between 0 and the triangles
+    if abs(volume) < LEAST_VOLUME * (2 * HALF_SIDE) ** 3:
+        raise DataError(
+            f"{where} encloses no volume: its surface is closed but flat, so nothing is inside; "
+            "give it thickness, for example with MeshLab's 'Uniform Mesh Resampling' and an offset"
+        )
+    return mesh if volume > 0 else Mesh(mesh.vertices, faces[:, ::-1].copy())
 
 
 def normalised(vertices: np.ndarray) -> np.ndarray:

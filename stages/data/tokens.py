@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.data.verify import DataError
+from stages.data import dtypes
+from stages.data.verify import DataError, stamp
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -112,17 +113,12 @@ def check_file(path: Path, vocabulary: int) -> int:
     """Read a whole file of tokens and return how many it holds.
 
     Raises:
-        DataError: as `count_tokens`; or an id is beyond the vocabulary; or the ids have more than 16 bits.
+        DataError: as `count_tokens` and `dtypes.check`; or an id is beyond the vocabulary.
     """
     total = count_tokens(path)
     for start in range(0, total, CHUNK):
         ids = view(path, start, min(CHUNK, total - start))
-        # In a file of 32 or 64 bits a token every second 16-bit word is the empty upper half.
-        if len(ids) >= 64 and not (ids[::2].any() and ids[1::2].any()):
-            raise DataError(
-                f"token file {path}: every second id is 0, as if it held ids of 32 or 64 bits: "
-                "write it again as uint16"
-            )
+        dtypes.check(path, ids)
         if ids.max() >= vocabulary:
             raise DataError(
                 f"token file {path} holds id {ids.max()}, beyond the vocabulary of {vocabulary}: "
@@ -162,20 +158,26 @@ def write_texts(folder: Path, texts: Mapping[str, Sequence[str]], vocabulary: in
 def check_memmaps(folder: Path, vocabulary: int, bytes_per_token: float) -> dict[str, Any]:
     """Look through nanoGPT's files, which stay where they are; returns what `write` wants to know.
 
+    Each part keeps its file's stamp, for `stages.data.verify.check_unchanged`.
     Without a `test.bin` the first half of `val.bin` is the validation part, the second half the test part.
     """
-    held = {name: check_file(folder / NAMES[name], vocabulary) for name in ("train", "validation")}
-    parts = {name: (name, 0, held[name]) for name in held}
-    if (folder / NAMES["test"]).exists():
-        held["test"] = check_file(folder / NAMES["test"], vocabulary)
-        parts["test"] = ("test", 0, held["test"])
-    else:
+    files = {name: folder / file for name, file in NAMES.items()}
+    if not files["test"].exists():
+        del files["test"]
+    held = {name: count_tokens(file) for name, file in files.items()}
+    # Taken before the files are read, so that a change in the meantime is noticed too.
+    stamps = {name: stamp(file) for name, file in files.items()}
+    for file in files.values():
+        check_file(file, vocabulary)
+    parts = {name: (name, 0, count) for name, count in held.items()}
+    if "test" not in parts:
         half = held["validation"] // 2
         parts["validation"] = ("validation", 0, half)
         parts["test"] = ("validation", half, held["validation"] - half)
     described = {
         part: {
-            "file": str((folder / NAMES[name]).resolve()),
+            "file": str(files[name].resolve()),
+            "stamp": stamps[name],
             "file_tokens": held[name],
             "start": start,
             "tokens": count,

@@ -121,8 +121,6 @@ class Language(Task):
             known |= token_files.write_texts(folder, texts, data.vocabulary)
             arrays = {name: np.frombuffer(text.encode(), dtype=np.uint8) for name, text in works.items()}
             found = {data.source: DataSource(verify.sha256_arrays(arrays), len(works))}
-        # Kept with the data, because it decides what every later stage measures.
-        known["evaluation_tokens"] = data.evaluation_tokens
         token_files.write(folder, known, self._window)
         for part, names in known.get("works", {}).items():
             if part != "train":
@@ -136,7 +134,13 @@ class Language(Task):
 
     @cached_property
     def _tokens(self) -> token_files.Tokens:
-        return token_files.Tokens(self.folder)
+        from stages.data import verify
+
+        found = token_files.Tokens(self.folder)
+        for part in found.known["parts"].values():
+            if "stamp" in part:  # a memmap stays where it is, out of DVC's sight
+                verify.check_unchanged(Path(part["file"]), part["stamp"], self.name)
+        return found
 
     @cached_property
     def _parts(self) -> dict[str, np.ndarray]:

@@ -135,6 +135,7 @@ def test_another_value_of_any_data_setting_changes_the_manifest(shop):
         return json.dumps(prepare.manifest(task, shop.sources), sort_keys=True)
 
     data = shop.task.settings.data
+    assert set(json.loads(manifest(data))["data"]) == set(type(data).model_fields)  # defaults too
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pydantic, on what has the wrong type
         found = [manifest(other) for other in with_another_value(data)]

@@ -173,6 +173,42 @@ def test_vertices_that_are_not_finite_are_an_error():
         meshes.checked(broken, "mesh broken.obj")
 
 
+@pytest.mark.parametrize("suffix", [".obj", ".ply", ".stl"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_file_with_a_vertex_that_is_not_finite_is_told_so(tmp_path, suffix, value):
+    broken, path = box(), tmp_path / f"broken{suffix}"
+    broken.vertices[3, 1] = value
+    path.write_bytes(_exported(broken, suffix[1:]))
+    with pytest.raises(
+        DataError, match="mesh .*broken.* has vertices that are not finite: .* export it again"
+    ):
+        meshes.load(path)
+
+
+def flat(vertices: np.ndarray) -> trimesh.Trimesh:
+    """A quadrilateral and its back, each cut along another diagonal."""
+    faces = [[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]]
+    return trimesh.Trimesh(vertices, faces, process=False)
+
+
+@pytest.mark.parametrize("tilted", [False, True])
+@pytest.mark.parametrize("place", [0.0, 1000.0])
+def test_a_closed_surface_around_nothing_is_an_error(tilted, place):
+    corners = np.array([[0, 0, 0], [3, 0, 0], [3, 2, 0], [0, 2, 0]], dtype=float)
+    turn = trimesh.transformations.euler_matrix(0.3, 0.7, 1.1)[:3, :3] if tilted else np.eye(3)
+    sheet = flat(corners @ turn.T + place)
+    assert sheet.is_watertight and sheet.is_winding_consistent
+    with pytest.raises(DataError, match="mesh sheet.ply encloses no volume: .*give it thickness"):
+        meshes.checked(sheet, "mesh sheet.ply")
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_a_thin_sheet_or_rod_is_a_body(scale):
+    for extents in ((1.0, 1.0, 1e-6), (1.0, 1e-4, 1e-4)):
+        thin = trimesh.creation.box(extents=scale * np.array(extents))
+        assert meshes.checked(thin, "thin").surface.volume == pytest.approx(1.8**3 * np.prod(extents))
+
+
 def test_slivers_that_merging_leaves_behind_are_dropped():
     corners, faces = np.asarray(box().vertices), np.asarray(box().faces)
     # An edge split in the middle of nothing: its new vertex is merged with an end, and one face collapses.

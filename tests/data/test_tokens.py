@@ -93,6 +93,62 @@ def test_a_bad_token_file_is_named_with_its_cure(tmp_path, fault):
         tokens.write(tmp_path, tokens.check_memmaps(tmp_path, vocabulary, 4.3), least=9)
 
 
+TEXTS = {
+    "english": TEXT.encode(),
+    "no words": b"{[(<\t|~^*\r\n>)]}" * 40,
+    "accents": "Das Fräulein las im Garten: ".encode() * 40,
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_in_the_place_of_ids_is_an_error(tmp_path, text):
+    path = tmp_path / "train.bin"
+    path.write_bytes(TEXTS[text][: len(TEXTS[text]) // 2 * 2])
+    with pytest.raises(DataError, match=f"token file {path} is plain text, not ids: .*data.source to text"):
+        tokens.check_file(path, 1 << 16)
+
+
+def zipf(vocabulary: int, count: int, seed: int = 0) -> np.ndarray:
+    """Ids as frequent as words are, the lowest the most."""
+    share = 1 / np.arange(1, vocabulary + 1)
+    return np.random.default_rng(seed).choice(vocabulary, count, p=share / share.sum())
+
+
+BYTES = {
+    "characters": zipf(65, 40_000),
+    "byte pairs": zipf(256, 40_000),
+    "upper half": 255 - zipf(200, 40_000),
+    "other script": np.frombuffer("Нет, ты не прав: всё иначе. ".encode() * 1000, dtype=np.uint8),
+}
+
+
+@pytest.mark.parametrize("ids", BYTES)
+def test_ids_of_one_byte_are_an_error(tmp_path, ids):
+    path = tmp_path / "train.bin"
+    BYTES[ids].astype(np.uint8).tofile(path)
+    with pytest.raises(DataError, match=f"token file {path}: .*8 bits .uint8. or text: write it again"):
+        tokens.check_file(path, 1 << 16)
+
+
+SOUND = {
+    "GPT-2, frequent ids low": zipf(50257, 40_000),
+    "GPT-2, frequent ids anywhere": np.random.default_rng(1).permutation(50257)[zipf(50257, 40_000)],
+    "all of GPT-2 alike": np.random.default_rng(0).integers(50257, size=1 << 14),
+    "all of 16 bits alike": np.random.default_rng(0).integers(1 << 16, size=1 << 14),
+    "characters": zipf(65, 40_000),
+    "printable characters": np.frombuffer(TEXT.encode(), dtype=np.uint8),
+    "just above bytes": zipf(300, 40_000),
+    "few": np.full(63, 0x2020),
+}
+
+
+@pytest.mark.parametrize("ids", SOUND)
+def test_ids_of_two_bytes_are_none(tmp_path, ids):
+    path = tmp_path / "train.bin"
+    SOUND[ids].astype(np.uint16).tofile(path)
+    assert tokens.check_file(path, 1 << 16) == len(SOUND[ids])
+
+
 def test_the_last_id_of_a_large_file_is_checked_too(tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "CHUNK", 100)
     ids = np.random.default_rng(0).integers(300, size=250, dtype=np.uint16)

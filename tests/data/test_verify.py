@@ -1,11 +1,12 @@
 """Digests: equal values have equal digests, different ones do not."""
 
 import hashlib
+import os
 
 import numpy as np
 import pytest
 
-from stages.data.verify import sha256_arrays, sha256_file
+from stages.data.verify import DataError, check_unchanged, sha256_arrays, sha256_file, stamp
 
 
 def test_file_digest_is_that_of_its_bytes(tmp_path):
@@ -41,3 +42,34 @@ def test_every_difference_changes_the_digest(other):
 def test_arrays_of_objects_are_refused():
     with pytest.raises(ValueError, match="'words' holds Python objects"):
         sha256_arrays({"words": np.array([object()])})
+
+
+def test_a_file_that_was_only_read_is_unchanged(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"EUGen")
+    known = stamp(path)
+    assert path.read_bytes()
+    check_unchanged(path, known, "vision")
+
+
+@pytest.mark.parametrize("change", ["size", "time"])
+def test_a_file_of_another_size_or_time_has_changed(tmp_path, change):
+    path = tmp_path / "file"
+    path.write_bytes(b"EUGen")
+    known, before = stamp(path), path.stat()
+    if change == "size":
+        path.write_bytes(b"EUGen!")
+    later = before.st_mtime_ns + (1 if change == "time" else 0)
+    os.utime(path, ns=(before.st_atime_ns, later))
+    expected = f"{path} changed since it was prepared .*: run dvc repro -f prepare@vision$"
+    with pytest.raises(DataError, match=expected):
+        check_unchanged(path, known, "vision")
+
+
+def test_a_file_that_is_gone_is_missing(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"EUGen")
+    known = stamp(path)
+    path.unlink()
+    with pytest.raises(DataError, match=f"{path} is missing: put it back"):
+        check_unchanged(path, known, "vision")

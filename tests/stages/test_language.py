@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -259,11 +260,23 @@ def test_a_context_that_grew_after_preparing_is_an_error_too(tmp_path, text):
         task.example(1)
 
 
-def test_a_token_file_that_changed_since_is_an_error(tmp_path):
-    path = memmaps(tmp_path / "owt")
-    task = prepared(tmp_path / "data", **of_memmaps(path))
-    np.zeros(500, dtype=np.uint16).tofile(f"{path}/train.bin")
-    with pytest.raises(DataError, match=r"train.bin has changed since .* \(500 tokens, then 400"):
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_memmap_that_changed_since_is_an_error(tmp_path, part):
+    path = memmaps(tmp_path / "owt", test=60)
+    folder, settled = prepared(tmp_path / "data", **of_memmaps(path)).folder, settings(**of_memmaps(path))
+    language.Language(settled, folder).draw(1, torch.Generator())
+    file = Path(path) / f"{part}.bin"
+    before = file.stat()
+    (np.fromfile(file, dtype=np.uint16) ^ 1).tofile(file)  # of the same size
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(DataError, match=rf"{part}.bin changed since it was prepared.*-f prepare@language"):
+        language.Language(settled, folder).draw(1, torch.Generator())
+
+
+def test_a_prepared_file_that_was_cut_is_an_error(tmp_path, text):
+    task = prepared(tmp_path / "data", source="text", path=text)
+    np.zeros(500, dtype=np.uint16).tofile(task.folder / "train.bin")
+    with pytest.raises(DataError, match=r"train.bin has changed since .* \(500 tokens, then \d{4}"):
         task.draw(1, torch.Generator())
 
 

@@ -35,6 +35,8 @@ def moved(seed: int, budget: float, quality: float = 0.8) -> dict[str, Any]:
         "seed": seed,
         "budget": budget,
         "quality": quality,
+        "validation": quality + 0.01,
+        "closed_form": quality - 0.02,
         "extra": {"top5": 0.95},
         "fit_r2": [0.9, 0.8],
         "macs_ratio": [budget, budget],
@@ -48,6 +50,7 @@ def tuned(seed: int, budget: float, quality: float = 0.9) -> dict[str, Any]:
         "seed": seed,
         "budget": budget,
         "quality": quality,
+        "validation": quality + 0.02,
         "extra": {"top5": 0.97},
         "learning_rate": 3e-4,
         "trials": {"0": 0.8, "0.0003": 0.9},
@@ -61,6 +64,9 @@ def test_transfer_and_fine_tuning_of_a_unit_stand_side_by_side():
     assert [r.quality_transfer_only for r in results] == [0.80, 0.81, 0.70]
     assert [r.quality_finetuned for r in results] == [0.90, 0.91, None]
     assert {r.quality_dense for r in results} == {0.97}
+    assert [r.quality_closed_form for r in results] == pytest.approx([0.78, 0.79, 0.68])
+    assert [r.validation_transfer_only for r in results] == pytest.approx([0.81, 0.82, 0.71])
+    assert [r.validation_finetuned for r in results] == [pytest.approx(0.92), pytest.approx(0.93), None]
 
 
 def test_what_was_not_fine_tuned_says_so():
