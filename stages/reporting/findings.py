@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,8 +15,7 @@ KEPT = 0.99
 """The share of dense quality that the papers' transfer is said to keep."""
 DISTILLED = 0.998
 """The share that distillation with a trained projection is said to keep."""
-ENOUGH = 3
-"""The order above which the papers find no gain."""
+CLOSED_FORM = "in closed form"
 IMAGE_TASK, SWEEP_TASK = "vision", "kernel"
 TRANSFORMERS = ("embedding", "language", IMAGE_TASK)
 RECONSTRUCTION = ("radiance", "distance")
@@ -106,19 +105,26 @@ def sized(outcomes: list[Outcome], task: str, theirs: str) -> list[Finding]:
 
 def above_low_rank(outcomes: list[Outcome]) -> list[Finding]:
     """EUGens against low-rank rows at equal budget on the image task."""
-    said = _against(outcomes, lambda layer: layer.startswith("low_rank"), IMAGE_TASK)
+    said = against(outcomes, lambda layer: layer.startswith("low_rank"), IMAGE_TASK)
     return or_needs(said, f"records of a task `{IMAGE_TASK}` with EUGen and low-rank rows at one budget")
 
 
 def retention(outcomes: list[Outcome]) -> list[Finding]:
-    """Share of the dense quality that transfer alone keeps, and its seconds."""
-    said = []
+    """Share of the dense quality that transfer in closed form keeps, and its seconds."""
+    said, refined = [], []
     for outcome in (outcome for outcome in eugens(outcomes) if outcome.protocol == "transfer"):
-        finding = _kept(outcome, KEPT)
-        if finding and finding.verdict == "reproduced" and outcome.refine_steps:
-            # Local steps helped: it is more than the closed form.
-            finding = replace(finding, verdict="not comparable")
+        if not outcome.closed_form:  # after local refinement it is more than the closed form
+            refined.append(f"{outcome.task}, {outcome.name}")
+            continue
+        finding = _kept(replace(outcome, scores=outcome.closed_form, how=CLOSED_FORM), KEPT)
+        if finding and outcome.refine_steps:
+            finding = replace(
+                finding, conditions=f"{finding.conditions} with {outcome.refine_steps} local steps"
+            )
         said += [finding] if finding else []
+    if refined:
+        named = "; ".join(dict.fromkeys(refined))
+        said.append(needs(f"records with quality in closed form, without local refinement, of {named}"))
     return or_needs(said, "records of EUGen rows on any task")
 
 
@@ -151,35 +157,9 @@ def _kept(outcome: Outcome, least: float) -> Finding | None:
     return Finding(share, where, verdict, outcome.row, outcome.rank)
 
 
-def trainable_projection(outcomes: list[Outcome]) -> list[Finding]:
-    """Rows whose projection is trained, as it is by default, against the same row with a fixed one."""
-    pairs = variants(outcomes, "trainable", lambda a, b: a is not False and b is False)
-    return or_needs(_of_pairs(pairs), "EUGen rows that differ in `trainable` alone")
-
-
-def norm_slot(outcomes: list[Outcome]) -> list[Finding]:
-    """Rows with the norm slot, as it is by default, against the same row without."""
-    pairs = variants(outcomes, "norm_slot", lambda a, b: a is not False and b is False)
-    return or_needs(_answers(_of_pairs(pairs)), "EUGen rows that differ in `norm_slot` alone")
-
-
-def order(outcomes: list[Outcome]) -> list[Finding]:
-    """Rows of a higher order against the same row at order 3: enough means that they are not better."""
-    pairs = variants(outcomes, "order", lambda a, b: (a or 2) > ENOUGH and b == ENOUGH)
-    said = [_compared(above, enough, comparison) for above, enough, comparison in pairs]
-    swapped: dict[Verdict, Verdict] = {"reproduced": "not reproduced", "not reproduced": "reproduced"}
-    said = [replace(finding, verdict=swapped.get(finding.verdict, finding.verdict)) for finding in said]
-    return or_needs(said, "EUGen rows that differ in `order` alone, one of order 3 and one above")
-
-
-def against_layer(outcomes: list[Outcome], layer: str, orders: Sequence[int] = ()) -> list[Finding]:
-    """EUGens against rows of one layer at equal budget, every task and protocol: a question's answer.
-
-    Args:
-        orders: EUGens of these orders alone; all if empty.
-    """
-    wanted = [o for o in outcomes if not orders or o.layer != "eugen" or o.section.get("order", 2) in orders]
-    said = _answers(_against(wanted, lambda other: other == layer))
+def against_layer(outcomes: list[Outcome], layer: str) -> list[Finding]:
+    """EUGens against rows of one layer at equal budget, every task and protocol: a question's answer."""
+    said = answers(against(outcomes, lambda other: other == layer))
     return or_needs(said, f"records of EUGen and `{layer}` rows at one budget")
 
 
@@ -226,34 +206,17 @@ def in_transformers(outcomes: list[Outcome]) -> list[Finding]:
     return or_needs(said, "records of a Transformer task")
 
 
-def variants(
-    outcomes: list[Outcome], key: str, wanted: Callable[[Any, Any], bool]
-) -> Iterator[tuple[Outcome, Outcome, Comparison]]:
-    """EUGen rows under one setting whose parameters differ in `key` alone, compared."""
-    family = [outcome for outcome in outcomes if outcome.layer == "eugen"]
-    for first in family:
-        for second in (outcome for outcome in family if outcome.setting == first.setting):
-            a, b = first.section, second.section
-            rest = {k: v for k, v in a.items() if k != key} == {k: v for k, v in b.items() if k != key}
-            comparison = first.against(second) if rest and wanted(a.get(key), b.get(key)) else None
-            if comparison:
-                yield first, second, comparison
-
-
-def _of_pairs(pairs: Iterator[tuple[Outcome, Outcome, Comparison]]) -> list[Finding]:
-    return [_compared(*pair) for pair in pairs]
-
-
-def _against(outcomes: list[Outcome], rival: Callable[[str], bool], *tasks: str) -> list[Finding]:
+def against(outcomes: list[Outcome], rival: Callable[[str], bool], *tasks: str) -> list[Finding]:
+    """EUGens against the rows of these layers under one setting."""
     return [
-        _compared(outcome, other, comparison)
+        compared(outcome, other, comparison)
         for outcome in eugens(outcomes, *tasks)
         for other in outcomes
         if rival(other.layer) and (comparison := outcome.against(other))
     ]
 
 
-def _compared(first: Outcome, second: Outcome, comparison: Comparison) -> Finding:
+def compared(first: Outcome, second: Outcome, comparison: Comparison) -> Finding:
     """A clear difference was claimed: one seed leaves it open, an interval over 0 fails it."""
     if comparison.difference.half is None:
         verdict = "open"
@@ -265,6 +228,6 @@ def _compared(first: Outcome, second: Outcome, comparison: Comparison) -> Findin
     return Finding(ours, where, verdict, first.row, first.rank, comparison.verdict)
 
 
-def _answers(found: list[Finding]) -> list[Finding]:
+def answers(found: list[Finding]) -> list[Finding]:
     """A question claims nothing: its answers are measurements, not reproductions."""
     return [f if f.verdict == "open" else replace(f, verdict="measured") for f in found]

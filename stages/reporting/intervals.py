@@ -94,6 +94,36 @@ def final_scores(record: CellRecord, budget: float) -> dict[int, float]:
     return scores(record, budget, "finetuned") or scores(record, budget, "transfer")
 
 
+def validation_scores(record: CellRecord, budget: float) -> dict[int, float]:
+    """Quality on the validation part by seed, of those behind `final_scores`; empty if one lacks it."""
+    results = [result for result in record.seeds if result.budget == budget]
+    if scores(record, budget, "finetuned"):
+        tuned = [r for r in results if r.quality_finetuned is not None]
+        found = {r.seed: r.validation_finetuned for r in tuned}
+    else:
+        found = {r.seed: r.validation_transfer_only for r in results}
+    known = {seed: value for seed, value in found.items() if value is not None}
+    return known if len(known) == len(found) else {}
+
+
+def refine_steps(record: CellRecord) -> int:
+    """Local refinement of each block, in Adam steps; 0 is the closed form alone."""
+    return record.params.get("task", {}).get("transfer", {}).get("refine_steps", 0)
+
+
+def closed_form_scores(record: CellRecord, budget: float) -> dict[int, float]:
+    """Quality by seed of transfer in closed form; empty where only that after refinement is recorded."""
+    if not refine_steps(record):
+        return scores(record, budget, "transfer")
+    results = [result for result in record.seeds if result.budget == budget]
+    return {r.seed: r.quality_closed_form for r in results if r.quality_closed_form is not None}
+
+
+def has_closed_form(records: Sequence[CellRecord]) -> bool:
+    """Whether any record tells the closed form from what refinement made of it."""
+    return any(r.quality_closed_form is not None for record in records for r in record.seeds)
+
+
 def budgets(record: CellRecord) -> list[float]:
     """Budgets of a record, from the cheapest network to the dearest."""
     return sorted({result.budget for result in record.seeds})

@@ -7,6 +7,8 @@ from dataclasses import replace
 from statistics import fmean
 
 from stages.reporting import text, verdicts
+from stages.reporting.ablations import GATED
+from stages.reporting.claimed import ORDER, claimed
 from stages.reporting.findings import SWEEP_TASK, Finding, Verdict, needs
 from stages.reporting.intervals import Comparison, budgets, compare, final_scores, scores
 from stages.reporting.settings import setting_scores, settings_of
@@ -15,7 +17,6 @@ from stages.tracking.record import CellRecord
 
 RIVALS = ("snnk", "low_rank")
 """The layers that the claim names; the stronger, activation-aware low rank stands in the report."""
-CLAIMED = 2
 
 
 def synthetic(records: list[CellRecord]) -> list[Finding]:
@@ -28,6 +29,17 @@ def against_layer(records: list[CellRecord], layer: str) -> list[Finding]:
     """The same lines as above against the rows of one layer, as a question's answer; none without them."""
     found = _pairs(records, (layer,))
     return [f if f.verdict == "open" else replace(f, verdict="measured") for f in found]
+
+
+def gated(records: list[CellRecord]) -> list[Finding]:
+    """The same lines against gated blocks: the declared row answers, the other EUGens are ablations."""
+    rows = [record for record in records if record.task == SWEEP_TASK]
+    name = claimed((record.method, record.params.get("method", {})) for record in rows)
+    others = [record for record in rows if record.method != name]
+    own = [record for record in rows if not _claimed(record) or record.method == name]
+    said = f"ablation, one of {sum(map(_claimed, others))} further EUGen rows: "
+    apart = [replace(f, conditions=said + f.conditions) for f in against_layer(others, GATED)]
+    return against_layer(own, GATED) + apart
 
 
 def _pairs(records: list[CellRecord], rivals: tuple[str, ...]) -> list[Finding]:
@@ -43,7 +55,7 @@ def _pairs(records: list[CellRecord], rivals: tuple[str, ...]) -> list[Finding]:
 
 def _claimed(record: CellRecord) -> bool:
     """Whether the row is an EUGen of the papers' order; other orders are an entry of their own."""
-    return verdicts.is_eugen(record) and record.params.get("method", {}).get("order", CLAIMED) == CLAIMED
+    return verdicts.is_eugen(record) and record.params.get("method", {}).get("order", ORDER) == ORDER
 
 
 def _pair(first: CellRecord, second: CellRecord) -> Finding:

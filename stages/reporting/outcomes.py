@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from stages.reporting import text
+from stages.reporting.claimed import claimed
 from stages.reporting.inputs import DENSE
 from stages.reporting.intervals import (
     NEAR,
@@ -16,8 +17,10 @@ from stages.reporting.intervals import (
     Comparison,
     Stage,
     budgets,
+    closed_form_scores,
     compare,
     dense_scores,
+    refine_steps,
     scores,
 )
 from stages.reporting.scratch import runs
@@ -55,7 +58,13 @@ class Outcome:
     refine_steps: int = 0
     """Local refinement of each block, in Adam steps; 0 is the closed form alone."""
     seconds: float = 0.0
-    """Mean seconds per seed to make the network: of transfer, fine-tuning included, or of the training."""
+    """Mean seconds per seed to make the network by transfer, fine-tuning included; 0 from scratch."""
+    closed_form: dict[int, float] = field(default_factory=dict)
+    """Quality by seed of transfer in closed form; empty where only that after refinement is known."""
+    claimed: bool = False
+    """Whether the row answers for EUGen; see `stages.reporting.claimed`."""
+    trials: int = 0
+    """Learning rates tried; 0 without a gradient through the network."""
 
     @property
     def layer(self) -> str:
@@ -95,15 +104,22 @@ class Outcome:
 
 def of_cells(records: Iterable[CellRecord]) -> Iterator[Outcome]:
     """Every replaced row at every budget and stage that has a result."""
-    for record in (record for record in records if record.method != DENSE):
+    known = list(records)
+    for record in (record for record in known if record.method != DENSE):
+        own = [(other.method, _section(other)) for other in known if other.task == record.task]
+        answers = claimed(own) == record.method
         for budget in budgets(record):
-            yield from (_of_cell(record, budget, s) for s in STAGES if scores(record, budget, s))
+            yield from (_of_cell(record, budget, s, answers) for s in STAGES if scores(record, budget, s))
 
 
-def _of_cell(record: CellRecord, budget: float, stage: Stage) -> Outcome:
+def _section(record: CellRecord) -> dict[str, Any]:
+    return next((v for v in record.params.values() if isinstance(v, dict) and "layer" in v), {})
+
+
+def _of_cell(record: CellRecord, budget: float, stage: Stage, answers: bool) -> Outcome:
     cost = cost_at(record, budget)
-    section = next((v for v in record.params.values() if isinstance(v, dict) and "layer" in v), {})
-    steps = record.params.get("task", {}).get("transfer", {}).get("refine_steps", 0)
+    steps = refine_steps(record)
+    rates = record.params.get("task", {}).get("finetune", {}).get("learning_rates", [])
     local = f" with {steps} local steps a block" if steps else " in closed form"
     seconds = _seconds(record, budget, stage)
     dense = record.train_seconds_dense
@@ -116,7 +132,7 @@ def _of_cell(record: CellRecord, budget: float, stage: Stage) -> Outcome:
     return Outcome(
         task=record.task,
         name=record.method,
-        section=section,
+        section=_section(record),
         protocol=stage,
         variant="",
         how=STAGE_NAMES[stage] + (local if stage == "transfer" else ""),
@@ -130,6 +146,9 @@ def _of_cell(record: CellRecord, budget: float, stage: Stage) -> Outcome:
         effort=f"{text.number(seconds)} s per seed; {beside}; {record.environment.processor}",
         refine_steps=steps,
         seconds=seconds,
+        closed_form=closed_form_scores(record, budget),
+        claimed=answers,
+        trials=len(rates) if stage == "finetuned" else 0,
     )
 
 
@@ -154,7 +173,7 @@ def of_scratch(records: list[ScratchRecord]) -> Iterator[Outcome]:
 
 def _of_scratch(records: list[ScratchRecord], record: ScratchRecord, variant: str, budget: float) -> Outcome:
     cost = runs.cost_at(record, variant, budget)
-    seconds = fmean(run.seconds for run in runs.compared(record, variant, budget))
+    seconds = text.number(runs.training_seconds(records, record, variant, budget))
     return Outcome(
         task=record.task,
         name=record.row,
@@ -169,8 +188,9 @@ def _of_scratch(records: list[ScratchRecord], record: ScratchRecord, variant: st
         higher_is_better=record.higher_is_better,
         params=(cost.params, cost.params_dense) if cost else None,
         speed=_training_speed(cost),
-        effort=f"{text.number(seconds)} s per training; {record.environment.processor}",
-        seconds=seconds,
+        effort=f"{seconds} s per training; {record.environment.processor}",
+        claimed=runs.claimed_row(records) is record,
+        trials=runs.tried(record, variant, budget),
     )
 
 

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from stages.reporting import text, verdicts
 from stages.reporting.inputs import DENSE
-from stages.reporting.intervals import Interval, budgets, final_scores, mean_interval, scores
+from stages.reporting.intervals import (
+    Interval,
+    budgets,
+    closed_form_scores,
+    final_scores,
+    has_closed_form,
+    mean_interval,
+    scores,
+)
 from stages.reporting.markdown import escape, folded, shortened, table
 from stages.reporting.scratch import readme as scratch_readme
 from stages.reporting.scratch import runs
@@ -84,15 +92,19 @@ def _table(rows: list[tuple[CellRecord, float]]) -> list[str]:
     timings = sorted(
         {_timing(x) for r, budget in rows for x in latencies_at(r, budget)}, key=lambda t: (t[:2], t[2])
     )
-    columns = ["method", "budget", "n", "quality", "transfer alone", "parameters"]
+    closed = has_closed_form([record for record, _ in rows])
+    columns = ["method", "budget", "n", "quality", *(["closed form"] if closed else []), "transfer alone"]
+    columns.append("parameters")
     columns += [f"speed-up, {device} {dtype}, batch {batch}" for device, dtype, batch in timings]
-    return table(columns, [_row(record, budget, timings) for record, budget in rows])
+    return table(columns, [_row(record, budget, timings, closed) for record, budget in rows])
 
 
-def _row(record: CellRecord, budget: float, timings: list[tuple[str, str, int]]) -> list[str]:
+def _row(record: CellRecord, budget: float, timings: list[tuple[str, str, int]], closed: bool) -> list[str]:
     final = _final(record, budget)
     cost = cost_at(record, budget)
     row = [record.method, f"{budget:g}", str(final.n), text.quality(final)]
+    if closed:
+        row.append(text.quality(mean_interval(list(closed_form_scores(record, budget).values()))))
     row.append(text.quality(mean_interval(list(scores(record, budget, "transfer").values()))))
     row.append(text.ratio(cost.params / cost.params_dense if cost else None))
     timed = {_timing(x): x for x in latencies_at(record, budget)}

@@ -1,12 +1,15 @@
-"""The README's table: per task the best EUGen beside the dense network and the best rival, at one budget."""
+"""The README's table: per task an EUGen beside the dense network and its rival, at one budget."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 from stages.reporting import text, verdicts
+from stages.reporting.ablations import GATED
+from stages.reporting.claimed import CLAIMED, ORDER
 from stages.reporting.inputs import DENSE
 from stages.reporting.intervals import (
     Comparison,
@@ -16,17 +19,22 @@ from stages.reporting.intervals import (
     final_scores,
     mean_interval,
     nearest,
+    validation_scores,
 )
 from stages.reporting.markdown import table
 from stages.reporting.scratch import runs
+from stages.reporting.scratch.verdicts import NARROW
 from stages.reporting.table import is_provisional, latencies_at
 from stages.tracking.record import CellRecord, ScratchRecord
 
 NOTHING = "No result of the study is committed yet; `make bench` measures on your machine."
 TRANSFER = """**Taken over from a trained network**, fine-tuned where that helped: the best EUGen and the
-best other row at one budget, each picked by its mean here. Speed: whole model over dense, smallest batch."""
-SCRATCH = """**Trained from scratch**, all rows with the same trials of the learning rate; the EUGen is the
-one that validation chose. `narrow_gated` is its control: a gated block multiplies two projections too."""
+best other row at one budget, {picked}. Speed: whole model over dense, smallest batch."""
+ON_VALIDATION = "picked on the validation part"
+ON_TEST = "picked by their mean here (no validation figure in these records)"
+SCRATCH = f"""**Trained from scratch**, each row at the learning rate that validation chose. The EUGen is one
+declared row, `{CLAIMED}` or else the first of order {ORDER}, whatever others reached. `{GATED}` is its
+control: a gated block multiplies two projections too."""
 
 
 class Pair(NamedTuple):
@@ -34,6 +42,9 @@ class Pair(NamedTuple):
 
     cells: list[str]
     comparison: Comparison | None
+    task: str
+    notes: tuple[str, ...] = ()
+    """What qualifies the line: how its rows were picked, or how they were tuned."""
 
 
 def summary(records: Sequence[CellRecord], scratch: Sequence[ScratchRecord]) -> str:
@@ -43,12 +54,20 @@ def summary(records: Sequence[CellRecord], scratch: Sequence[ScratchRecord]) -> 
     moved = [pair for task in _tasks(records) if (pair := _transfer(_quotable(records, task)))]
     if moved:
         columns = ["task", "budget", "dense", "best EUGen", "best other row", "difference", "speed of both"]
-        parts += [TRANSFER, "", *table(columns, [pair.cells for pair in moved]), "", _count(moved), ""]
+        parts += [
+            TRANSFER.format(picked=_picked(moved)),
+            "",
+            *table(columns, [pair.cells for pair in moved]),
+            "",
+            _count(moved),
+            "",
+        ]
     fresh = [pair for task in _tasks(trained) if (pair := _scratch([r for r in trained if r.task == task]))]
     if fresh:
-        columns = ["task", "budget", "dense", "narrow", "narrow_gated", "best EUGen", "against dense"]
-        columns.append("against narrow_gated")
-        parts += [SCRATCH, "", *table(columns, [pair.cells for pair in fresh]), "", _count(fresh), ""]
+        columns = ["task", "budget", "dense", NARROW, GATED, "EUGen", "against dense", f"against {GATED}"]
+        notes = [note for pair in fresh for note in pair.notes]
+        lines = table(columns, [pair.cells for pair in fresh])
+        parts += [SCRATCH, "", *lines, "", " ".join([_count(fresh), *notes]), ""]
     return "\n".join(parts) if parts else NOTHING
 
 
@@ -68,10 +87,11 @@ def _transfer(rows: list[tuple[CellRecord, float]]) -> Pair | None:
     budget = nearest(sorted({budget for _, budget in rows}))
     here = [record for record, own in rows if own == budget]
     sign = 1 if here[0].higher_is_better else -1
+    validated = all(validation_scores(record, budget) for record in here)
+    judged = validation_scores if validated else final_scores
 
     def mean(record: CellRecord) -> float:
-        found = mean_interval(list(final_scores(record, budget).values()))
-        return sign * found.mean if found else float("-inf")
+        return sign * fmean(judged(record, budget).values())
 
     eugens = [record for record in here if verdicts.is_eugen(record)]
     rivals = [record for record in here if not verdicts.is_eugen(record)]
@@ -86,7 +106,17 @@ def _transfer(rows: list[tuple[CellRecord, float]]) -> Pair | None:
         _cell(best, budget),
         _cell(rival, budget),
     ]
-    return Pair([*cells, _said(comparison), f"{_speed(best, budget)}, {_speed(rival, budget)}"], comparison)
+    cells += [_said(comparison), f"{_speed(best, budget)}, {_speed(rival, budget)}"]
+    return Pair(cells, comparison, best.task, (ON_VALIDATION if validated else ON_TEST,))
+
+
+def _picked(pairs: list[Pair]) -> str:
+    """How the rows of the lines were picked; by task where that differs."""
+    ways = {way: [pair.task for pair in pairs if way in pair.notes] for way in (ON_VALIDATION, ON_TEST)}
+    found = {way: tasks for way, tasks in ways.items() if tasks}
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{text.listing(tasks)}: {way}" for way, tasks in found.items())
 
 
 def _named(record: CellRecord | ScratchRecord) -> str:
@@ -115,28 +145,49 @@ def _said(comparison: Comparison | None) -> str:
 
 
 def _scratch(records: list[ScratchRecord]) -> Pair | None:
-    """A task's line at the base variant; None without an EUGen beside a gated block."""
+    """A task's line at the base variant; None without the declared EUGen beside a gated block."""
     variant = runs.variants(records)[0]
-    swept = runs.row_budgets(records, variant)
+    swept, eugen = runs.row_budgets(records, variant), runs.claimed_row(records)
     known = {record.row: record for record in records}
-    if not swept or "narrow_gated" not in known:
+    if not swept or eugen is None or GATED not in known:
         return None
-    budget, sign = nearest(swept), 1 if records[0].higher_is_better else -1
-    eugens = [
-        (sign * value, record)
-        for record in records
-        if runs.is_eugen(record) and (value := runs.validation(record, variant, budget)) is not None
+    budget = nearest(swept)
+    shown = [known[name] for name in (NARROW, GATED) if name in known] + [eugen]
+    if any(not runs.at(row, variant, budget) for row in (known[GATED], eugen)):
+        return None
+    cells = [_named(eugen), f"{budget:g}", _mean(runs.dense_scores(records, eugen, variant, budget))]
+    cells += [
+        _reached(known[name], variant, budget) if name in known else text.NONE for name in (NARROW, GATED)
     ]
-    if not eugens:
-        return None
-    best = max(eugens, key=lambda pair: pair[0])[1]
-    gated = runs.against(best, known["narrow_gated"], variant, budget)
-    cells = [_named(best), f"{budget:g}", _mean(runs.dense_scores(records, best, variant, budget))]
-    for name in ("narrow", "narrow_gated"):
-        cells.append(_mean(runs.scores(known[name], variant, budget) if name in known else {}))
-    own = _mean(runs.scores(best, variant, budget))
-    against = _said(runs.against_dense(records, best, variant, budget))
-    return Pair([*cells, f"{best.row} {own}", against, _said(gated)], gated)
+    cells.append(f"{eugen.row} {_reached(eugen, variant, budget)}")
+    comparison = runs.against(eugen, known[GATED], variant, budget)
+    cells += [_said(runs.against_dense(records, eugen, variant, budget)), _said(comparison)]
+    return Pair(cells, comparison, eugen.task, (_tuning(records, shown, variant, budget),))
+
+
+def _reached(record: ScratchRecord, variant: str, budget: float) -> str:
+    """A row's mean; that it diverged, or that it was not trained there."""
+    return (
+        "diverged" if runs.is_lost(record, variant, budget) else _mean(runs.scores(record, variant, budget))
+    )
+
+
+def _tuning(
+    records: Sequence[ScratchRecord], shown: Sequence[ScratchRecord], variant: str, budget: float
+) -> str:
+    """How many rates the rows of a line were tried at, and which stand at an end of them."""
+    cells = [(r, b) for r in records if r.row == DENSE for b in runs.budgets(r, variant)]
+    cells += [(r, budget) for r in shown if runs.at(r, variant, budget)]
+    counts: dict[int, list[str]] = {}
+    for record, own in cells:
+        counts.setdefault(runs.tried(record, variant, own), []).append(record.row)
+    said = [
+        f"{text.plural(count, 'learning rate')} {'a row' if len(counts) == 1 else f'({text.listing(names)})'}"
+        for count, names in counts.items()
+    ]
+    ends = [record.row for record, own in cells if runs.rate_at_end(record, variant, own)]
+    end = f"; chosen at an end of them: {text.listing(ends)}" if ends else ""
+    return f"Tried on {records[0].task}: {text.listing(said)}{end}."
 
 
 def _count(pairs: list[Pair]) -> str:

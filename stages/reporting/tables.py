@@ -8,7 +8,15 @@ from statistics import fmean, median
 
 from stages.reporting import text, verdicts
 from stages.reporting.inputs import DENSE
-from stages.reporting.intervals import STAGE_NAMES, STAGES, budgets, mean_interval, scores
+from stages.reporting.intervals import (
+    STAGE_NAMES,
+    STAGES,
+    budgets,
+    closed_form_scores,
+    has_closed_form,
+    mean_interval,
+    scores,
+)
 from stages.reporting.settings import in_words, setting_scores, settings_of
 from stages.reporting.table import COLUMNS, cost_at, is_provisional, latencies_at, results
 from stages.tracking.record import CellRecord, SeedResult
@@ -51,21 +59,14 @@ def of_task(records: list[CellRecord]) -> Iterator[Table]:
 
 def quality(records: list[CellRecord]) -> Table:
     """Quality after transfer alone and after fine-tuning, each beside dense."""
-    columns = [
-        "method",
-        "budget",
-        "transfer alone",
-        "n",
-        "fine-tuned",
-        "n",
-        "final − dense",
-    ]
-    columns += ["against dense", "provisional", "learning rates"]
+    closed = has_closed_form(records)
+    columns = ["method", "budget", *(["closed form"] if closed else []), "transfer alone", "n"]
+    columns += ["fine-tuned", "n", "final − dense", "against dense", "provisional", "learning rates"]
     name = records[0].quality_name
     measures = {key for record in records for result in record.seeds for key in result.extra_transfer_only}
     extras = sorted(key for key in measures if not key.startswith(f"{name}."))  # those have their own table
     columns += [f"{extra}, {stage}" for extra in extras for stage in ("transfer", "fine-tuned")]
-    rows = [_quality_row(record, budget, extras) for record in records for budget in budgets(record)]
+    rows = [_quality_row(record, b, extras, closed) for record in records for b in budgets(record)]
     caption = (
         f"{name}: mean ± 95 % Student-t half-width over n seeds. The interval covers the seeds' spread, not "
         "the choice of test examples."
@@ -73,13 +74,15 @@ def quality(records: list[CellRecord]) -> Table:
     return Table(caption, columns, rows)
 
 
-def _quality_row(record: CellRecord, budget: float, extras: list[str]) -> list[str]:
+def _quality_row(record: CellRecord, budget: float, extras: list[str], closed: bool) -> list[str]:
     found = {stage: mean_interval(list(scores(record, budget, stage).values())) for stage in STAGES}
     tuned = found["finetuned"]
     comparison = verdicts.against_dense(record, budget, "finetuned" if tuned else "transfer")
     at_budget = [result for result in record.seeds if result.budget == budget]
     rates = sorted({result.learning_rate for result in at_budget if result.learning_rate})
     row = [record.method, f"{budget:g}"]
+    if closed:
+        row.append(text.quality(mean_interval(list(closed_form_scores(record, budget).values()))))
     for interval in found.values():
         row += [text.quality(interval), str(interval.n) if interval else text.NONE]
     if record.method == DENSE or comparison is None:

@@ -9,9 +9,10 @@ from statistics import fmean
 import pytest
 
 from stages.reporting import points, tables, verdicts
+from stages.reporting.ablations import order
 from stages.reporting.drawing import COLOURS, DASHES, SHAPES
 from stages.reporting.figures import figures
-from stages.reporting.findings import condense, order
+from stages.reporting.findings import condense
 from stages.reporting.inputs import Inputs
 from stages.reporting.intervals import Interval, mean_interval
 from stages.reporting.kernels import quantisation, synthetic

@@ -39,6 +39,48 @@ def test_the_best_of_either_side_stand_beside_each_other():
     assert row[5].startswith("+0.1000") and row[5].endswith("better (n=3)")
 
 
+def validated(record: CellRecord, value: float, field: str = "validation_transfer_only") -> CellRecord:
+    """The record with this quality on the validation part."""
+    seeds = [result.model_copy(update={field: value}) for result in record.seeds]
+    return record.model_copy(update={"seeds": seeds})
+
+
+def test_rows_are_picked_on_the_validation_part_where_all_have_it():
+    records = cells({0: 0.80, 1: 0.811, 2: 0.819})
+    assert "picked by their mean here (no validation figure in these records)" in summary(records, [])
+    liked = {"dense": 1.0, "eugen": 0.6, "eugen_teacher": 0.7, "prune": 0.5, "narrow": 0.8}
+    known = [validated(record, liked[record.method]) for record in records]
+    text = summary(known, [])
+    row = line(text, "embedding")
+    assert row[3].startswith("eugen_teacher") and row[4].startswith("narrow")
+    assert "picked on the validation part." in text and "by their mean" not in text
+    lower = [record.model_copy(update={"higher_is_better": False}) for record in known]
+    row = line(summary(lower, []), "embedding")
+    assert row[3].startswith("eugen 0.9") and row[4].startswith("prune")
+    text = summary([*known[:-1], records[-1]], [])
+    assert line(text, "embedding")[3].startswith("eugen 0.9") and "no validation figure" in text
+
+
+def test_fine_tuned_rows_are_picked_by_the_validation_of_fine_tuning():
+    records = cells({0: 0.80, 1: 0.811, 2: 0.819})
+    tuned = []
+    for record in records:
+        seeds = [r.model_copy(update={"quality_finetuned": r.quality_transfer_only}) for r in record.seeds]
+        own = record.model_copy(update={"seeds": seeds})
+        tuned.append(validated(own, 0.9 if record.method == "eugen_teacher" else 0.1))
+    assert "no validation figure" in summary(tuned, [])
+    after = [validated(r, 0.9 if r.method == "eugen" else 0.1, "validation_finetuned") for r in tuned]
+    text = summary(after, [])
+    assert "picked on the validation part" in text and line(text, "embedding")[3].startswith("eugen 0.9")
+
+
+def test_tasks_that_differ_in_how_rows_were_picked_are_named():
+    records = cells({0: 0.80, 1: 0.811, 2: 0.819})
+    other = [validated(record.model_copy(update={"task": "vision"}), 0.5) for record in records]
+    text = summary([*records, *other], [])
+    assert "vision: picked on the validation part; embedding: picked by their mean here" in text
+
+
 def test_the_count_follows_the_verdicts():
     worse = {seed: value + 0.02 + 0.001 * seed for seed, value in EUGEN.items()}
     noisy = {0: 0.95, 1: 0.91, 2: 0.87}
@@ -63,6 +105,7 @@ def test_from_scratch_the_control_is_the_gated_block():
     records = trained.all_scratch()
     text = summary([], records)
     row = line(text, records[0].task)
-    assert "eugen" in row[5] and "(n=3)" in row[7]
+    assert row[5].startswith("eugen_product 2.7") and "(n=3)" in row[7]
+    assert "| narrow_gated | EUGen |" in text
     without = [record for record in records if record.row != "narrow_gated"]
     assert summary([], without) == NOTHING

@@ -32,7 +32,7 @@ LOSS = {
 VARIANTS = {"base": (400, 4, 1.0), "long": (1000, 4, 0.93), "half": (400, 2, 0.995)}
 """Steps, replaced blocks of four, and the factor of the loss."""
 RATES = (1e-3, 2e-3, 4e-3)
-BASELINES = {"unigram": 4.41, "bigram": 3.37}
+BASELINES = {"unigram_bits_per_byte": 4.41, "bigram_bits_per_byte": 3.37}
 
 
 def scratch_params(task: str = "language", rows: dict[str, Any] | None = None) -> dict[str, Any]:

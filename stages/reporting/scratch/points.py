@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 from stages.reporting.inputs import DENSE
@@ -31,19 +31,16 @@ def shown(records: Sequence[ScratchRecord], variant: str) -> list[tuple[ScratchR
 def curves(records: Sequence[ScratchRecord], variant: str) -> list[Point]:
     """Validation quality along the training, mean over the seeds at the chosen rate that reached the end."""
     found = shown(records, variant)
-    costs = [cost for record, budget in found if (cost := runs.cost_at(record, variant, budget))]
-    dense_ms = median(ms for cost in costs for ms in cost.step_ms_dense) if costs else 0.0
-    return [point for record, budget in found for point in _curve(record, variant, budget, dense_ms)]
+    return [point for record, budget in found for point in _curve(records, record, variant, budget)]
 
 
-def _curve(record: ScratchRecord, variant: str, budget: float, dense_ms: float) -> Iterator[Point]:
-    """Seconds are steps at the row's measured speed-up over the dense network's usual step.
-
-    What a training took by the clock would tell of its neighbours on the machine too.
-    """
-    cost = runs.cost_at(record, variant, budget)
+def _curve(
+    records: Sequence[ScratchRecord], record: ScratchRecord, variant: str, budget: float
+) -> Iterator[Point]:
+    """Seconds are steps of the usual length, not what the training took by the clock."""
+    cost, usual = runs.cost_at(record, variant, budget), runs.step_ms(records, record, variant, budget)
     finished = [run for run in runs.compared(record, variant, budget) if not run.diverged and run.curve]
-    if cost is None or not finished:
+    if cost is None or usual is None or not finished:
         return
     steps = set.intersection(*({point.step for point in run.curve} for run in finished))
     for step in sorted(steps):
@@ -53,7 +50,7 @@ def _curve(record: ScratchRecord, variant: str, budget: float, dense_ms: float) 
             "budget": budget,
             "step": step,
             "flops": 6 * cost.macs * cost.batch_size * step,
-            "seconds": step * dense_ms / 1000 / cost.training_speedup,
+            "seconds": step * usual[0] / 1000,
             "quality": fmean(point.validation for point in found),
         }
 

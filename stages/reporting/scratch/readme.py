@@ -8,10 +8,11 @@ from stages.reporting import text
 from stages.reporting.inputs import DENSE
 from stages.reporting.intervals import mean_interval, nearest
 from stages.reporting.markdown import escape, folded, shortened, table
-from stages.reporting.scratch import runs, verdicts
+from stages.reporting.scratch import runs, tables, verdicts
 from stages.tracking.record import ScratchRecord
 
-COLUMNS = ["row", "budget", "n", "quality", "difference to dense", "parameters", "training speed-up"]
+COLUMNS = ["row", "budget", "n", "rates tried", "learning rate", "quality", "difference to dense"]
+COLUMNS += ["parameters", "training speed-up"]
 
 
 def task(records: Sequence[ScratchRecord]) -> list[str]:
@@ -20,17 +21,19 @@ def task(records: Sequence[ScratchRecord]) -> list[str]:
         return []
     variant = runs.variants(records)[0]
     swept = list(reversed(runs.row_budgets(records, variant)))
-    told = nearest(swept) if swept else None
-    if told is None or not verdicts.ranked(records, variant, told):
-        return []
-    sentence = " ".join([verdicts.verdict(records, variant, told), *verdicts.gated(records, variant, told)])
+    found = [budget for budget in swept if verdicts.ranked(records, variant, budget)]
+    if not found:
+        return ["", *(f"**{escape(records[0].task)}** {escape(said)}" for said in verdicts.diverged(records))]
+    told = nearest(found)
+    said = [verdicts.verdict(records, variant, told), *verdicts.gated(records, variant, told)]
+    sentence = " ".join([*said, *verdicts.ends(records, variant), *verdicts.diverged(records)])
     lines = ["", _caption(records, variant), "", escape(sentence), ""]
     lines += shortened(_table(records, variant, [told], dense=True))
     others = [budget for budget in swept if budget != told]
     if others:
         named = text.listing([f"{budget:g}" for budget in others])
         lines += ["", *folded(f"Budgets {named}", _table(records, variant, others, dense=False))]
-    more = runs.variants(records)[1:]
+    more = [name for name in runs.variants(records) if name != variant]
     return lines + (["", f"Variants {escape(text.listing(more))}: in the report."] if more else [])
 
 
@@ -48,18 +51,21 @@ def _caption(records: Sequence[ScratchRecord], variant: str) -> str:
 
 
 def _table(records: Sequence[ScratchRecord], variant: str, wanted: list[float], *, dense: bool) -> list[str]:
-    """The rows at these budgets, best mean first within each; the dense row above them."""
+    """The rows at these budgets, best mean first within each, diverged ones last; dense above them."""
     first = [r for r in records if r.row == DENSE] if dense else []
     rows = [_row(records, r, variant, b) for r in first for b in runs.budgets(r, variant)]
     for budget in wanted:
         found = verdicts.ranked(records, variant, budget)
         rows += [_row(records, record, variant, budget) for _, record in found]
+        lost = [r for r in records if r.row != DENSE and runs.is_lost(r, variant, budget)]
+        rows += [_row(records, record, variant, budget) for record in lost]
     return table(COLUMNS, rows)
 
 
 def _row(records: Sequence[ScratchRecord], record: ScratchRecord, variant: str, budget: float) -> list[str]:
     found = runs.scores(record, variant, budget)
-    row = [record.row, f"{budget:g}", str(len(found)), text.quality(mean_interval(list(found.values())))]
+    row = [record.row, f"{budget:g}", str(len(found)), *tables.tuning(record, variant, budget)]
+    row.append(text.quality(mean_interval(list(found.values()))) if found else tables.DIVERGED)
     comparison = None if record.row == DENSE else runs.against_dense(records, record, variant, budget)
     row.append(text.difference(comparison.difference) if comparison else text.NONE)
     cost = runs.cost_at(record, variant, budget)

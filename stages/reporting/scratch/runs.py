@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
+from stages.reporting import claimed
 from stages.reporting.inputs import DENSE
 from stages.reporting.intervals import Comparison, compare
 from stages.tracking.record import ScratchCost, ScratchRecord, ScratchRun
 
 BASE = "base"
 """The variant that is told first."""
-CLAIMED_ORDER = 2
-"""The papers' order, and the configuration's default."""
 
 
 def section_of(record: ScratchRecord) -> dict[str, Any]:
@@ -31,9 +30,10 @@ def is_eugen(record: ScratchRecord) -> bool:
     return layer_of(record) == "eugen"
 
 
-def is_gated_eugen(record: ScratchRecord) -> bool:
-    """Whether a row is an EUGen of order 2: the products that a gated block has too."""
-    return is_eugen(record) and section_of(record).get("order", CLAIMED_ORDER) == CLAIMED_ORDER
+def claimed_row(records: Sequence[ScratchRecord]) -> ScratchRecord | None:
+    """The row that answers for EUGen among a task's rows; see `claimed.CLAIMED`."""
+    name = claimed.claimed((record.row, section_of(record)) for record in records)
+    return next((record for record in records if record.row == name), None)
 
 
 def variants(records: Sequence[ScratchRecord]) -> list[str]:
@@ -86,6 +86,23 @@ def rate(record: ScratchRecord, variant: str, budget: float) -> float | None:
     return next((run.learning_rate for run in compared(record, variant, budget)), None)
 
 
+def tried(record: ScratchRecord, variant: str, budget: float) -> int:
+    """How many learning rates a row was tried at."""
+    return len(trials(record, variant, budget))
+
+
+def rate_at_end(record: ScratchRecord, variant: str, budget: float) -> bool | None:
+    """Whether no rate was tried on one side of the chosen one, where the best may lie; None without one."""
+    chosen = rate(record, variant, budget)
+    rates = [run.learning_rate for run in trials(record, variant, budget)]
+    return None if chosen is None else chosen in (min(rates), max(rates))
+
+
+def is_lost(record: ScratchRecord, variant: str, budget: float) -> bool:
+    """Whether a row was trained there and no training at its rate, or at any, has a quality."""
+    return bool(at(record, variant, budget)) and not scores(record, variant, budget)
+
+
 def cost_at(record: ScratchRecord, variant: str, budget: float) -> ScratchCost | None:
     """What the row costs at a budget of a variant."""
     return next((cost for cost in record.costs if (cost.variant, cost.budget) == (variant, budget)), None)
@@ -131,25 +148,69 @@ def is_provisional(record: ScratchRecord, variant: str, budget: float) -> bool:
 
 
 def quotable(record: ScratchRecord) -> ScratchRecord | None:
-    """The record without its provisional results; None if nothing remains."""
-    runs = [run for run in record.runs if not is_provisional(record, run.variant, run.budget)]
+    """The record without its provisional results; None if nothing remains.
+
+    Where every training diverged there is no number, and that stays: left out, a failure would be hidden.
+    """
+    told = not record.provisional and not record.environment.dirty
+    runs = [
+        run
+        for run in record.runs
+        if not is_provisional(record, run.variant, run.budget)
+        or (told and is_lost(record, run.variant, run.budget))
+    ]
     return record.model_copy(update={"runs": runs}) if runs else None
 
 
-def examples_per_second(cost: ScratchCost) -> tuple[float | None, float | None]:
-    """Training throughput of the row and of the dense network beside it, at the median step."""
-    samples = cost.step_ms, cost.step_ms_dense
-    own, dense = (1000 * cost.batch_size / median(ms) if ms else None for ms in samples)
-    return own, dense
+def step_ms(
+    records: Sequence[ScratchRecord], record: ScratchRecord, variant: str, budget: float
+) -> tuple[float, float] | None:
+    """Milliseconds of a training step of the row and of the dense network; None where nothing was timed.
+
+    Other stages run beside a training, so what it took by the clock tells of its neighbours too. Hence the
+    dense network's median step over the pairs of all rows of the variant, and for the row that over its
+    training speed-up, which was measured in pairs. All seconds and rates of training come from here.
+    """
+    own = cost_at(record, variant, budget)
+    costs = (cost for other in records if other.task == record.task for cost in other.costs)
+    samples = [ms for cost in costs if cost.variant == variant for ms in cost.step_ms_dense]
+    if own is None or not samples:
+        return None
+    dense = median(samples)
+    return dense / own.training_speedup, dense
+
+
+def training_seconds(
+    records: Sequence[ScratchRecord], record: ScratchRecord, variant: str, budget: float
+) -> float | None:
+    """Seconds of all optimiser steps of one training of the row."""
+    cost, step = cost_at(record, variant, budget), step_ms(records, record, variant, budget)
+    return cost.steps * step[0] / 1000 if cost and step else None
+
+
+def examples_per_second(
+    records: Sequence[ScratchRecord], record: ScratchRecord, variant: str, budget: float
+) -> tuple[float | None, float | None]:
+    """Training throughput of the row and of the dense network."""
+    cost, step = cost_at(record, variant, budget), step_ms(records, record, variant, budget)
+    if cost is None or step is None:
+        return None, None
+    return 1000 * cost.batch_size / step[0], 1000 * cost.batch_size / step[1]
 
 
 def constants(records: Sequence[ScratchRecord]) -> dict[str, float]:
-    """Extra measures that are the same in all runs, two or more: they tell of the data alone."""
+    """Baselines among the extra measures: the quality that the data alone give, whatever the network.
+
+    Such a measure is named `<what>_<quality name>` and is the same, and not 0, in every run of two rows or
+    more with two seeds or more. A measure that all networks fail alike, or pass alike, is no baseline.
+    """
     runs = [run for record in records for run in record.runs if not run.diverged]
-    if len(runs) < 2:
+    rows = {record.row for record in records if any(not run.diverged for run in record.runs)}
+    if len(rows) < 2 or len({run.seed for run in runs}) < 2:
         return {}
-    first = runs[0].extra
-    return {name: v for name, v in first.items() if all(run.extra.get(name) == v for run in runs)}
+    first, suffix = runs[0].extra, f"_{records[0].quality_name}"
+    named = {name: value for name, value in first.items() if name.endswith(suffix) and value != 0}
+    return {name: v for name, v in named.items() if all(run.extra.get(name) == v for run in runs)}
 
 
 def extras(records: Sequence[ScratchRecord]) -> list[str]:

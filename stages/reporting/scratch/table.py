@@ -19,11 +19,12 @@ COLUMNS = {
     "variant": "the sizes and the length of that training",
     "budget": "allowed fraction of a dense block's multiply-accumulates (MACs) at inference",
     "seeds": "number of seeds behind quality",
-    "diverged": "seeds at the chosen learning rate that diverged and have no quality",
+    "diverged": "seeds at the chosen learning rate that diverged and have no quality; without one, all runs",
     "quality_name": "the quality measure",
     "higher_is_better": "whether a larger quality is a better one",
     "learning_rate": "the rate that the validation part chose with the first seed; empty if all diverged",
-    "rates_tried": "learning rates tried, equally many for every row of a variant",
+    "rate_at_end": "whether it is the least or the greatest of the rates tried: a further one may be better",
+    "rates_tried": "learning rates tried with the first seed",
     "quality": "mean over seeds on the test part at the chosen rate",
     "quality_ci95": "half-width of the 95 % Student-t interval of quality over seeds; empty for one seed",
     "validation": "mean over seeds on the validation part",
@@ -39,9 +40,9 @@ COLUMNS = {
     "macs_ratio": "MACs of the whole model over those of the dense one",
     "training_speedup": "dense training step over the row's: median over interleaved pairs",
     "training_speedup_ci95": "half-width of the 95 % bootstrap interval of training_speedup",
-    "examples_per_second": "training throughput at the median step",
-    "examples_per_second_dense": "that of the dense network beside it",
-    "train_seconds": "mean seconds of a training at the chosen rate",
+    "examples_per_second": "training throughput: that of the dense network times training_speedup",
+    "examples_per_second_dense": "that of the dense network: its median step over all rows of the variant",
+    "train_seconds": "seconds of a training's steps at that throughput",
     "provisional": "smoke sizes, uncommitted source or a single seed: never in the README",
 }
 
@@ -58,7 +59,8 @@ def _rows(records: Sequence[ScratchRecord], record: ScratchRecord) -> Iterator[d
         for budget in runs.budgets(record, variant):
             key = {"task": record.task, "row": record.row, "variant": variant, "budget": budget}
             cost = runs.cost_at(record, variant, budget)
-            yield key | _quality(records, record, variant, budget) | (_cost(cost) if cost else {})
+            quality, speed = (f(records, record, variant, budget) for f in (_quality, _speed))
+            yield key | quality | (_cost(cost) if cost else {}) | speed
 
 
 def _quality(
@@ -70,11 +72,12 @@ def _quality(
     comparison = None if record.row == DENSE else runs.against_dense(records, record, variant, budget)
     return {
         "seeds": mean.n if mean else 0,
-        "diverged": sum(run.diverged for run in compared),
+        "diverged": sum(run.diverged for run in compared or runs.at(record, variant, budget)),
         "quality_name": record.quality_name,
         "higher_is_better": record.higher_is_better,
         "learning_rate": runs.rate(record, variant, budget),
-        "rates_tried": len(runs.trials(record, variant, budget)),
+        "rate_at_end": runs.rate_at_end(record, variant, budget),
+        "rates_tried": runs.tried(record, variant, budget),
         "quality": mean and mean.mean,
         "quality_ci95": mean and mean.half,
         "validation": runs.validation(record, variant, budget),
@@ -82,13 +85,11 @@ def _quality(
         "difference": comparison and comparison.difference.mean,
         "difference_ci95": comparison and comparison.difference.half,
         "verdict": comparison and comparison.verdict,
-        "train_seconds": fmean(run.seconds for run in compared) if compared else None,
         "provisional": runs.is_provisional(record, variant, budget),
     }
 
 
 def _cost(cost: ScratchCost) -> dict[str, Any]:
-    own, dense = runs.examples_per_second(cost)
     return {
         "blocks": cost.blocks,
         "blocks_replaced": cost.blocks_replaced,
@@ -98,6 +99,15 @@ def _cost(cost: ScratchCost) -> dict[str, Any]:
         "macs_ratio": cost.macs / cost.macs_dense,
         "training_speedup": cost.training_speedup,
         "training_speedup_ci95": (cost.training_speedup_high - cost.training_speedup_low) / 2,
+    }
+
+
+def _speed(
+    records: Sequence[ScratchRecord], record: ScratchRecord, variant: str, budget: float
+) -> dict[str, Any]:
+    own, dense = runs.examples_per_second(records, record, variant, budget)
+    return {
         "examples_per_second": own,
         "examples_per_second_dense": dense,
+        "train_seconds": runs.training_seconds(records, record, variant, budget),
     }

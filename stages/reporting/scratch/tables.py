@@ -9,9 +9,11 @@ from stages.reporting.inputs import DENSE
 from stages.reporting.intervals import mean_interval
 from stages.reporting.scratch import runs
 from stages.reporting.tables import Table
-from stages.tracking.record import ScratchCost, ScratchRecord, ScratchRun
+from stages.tracking.record import ScratchRecord, ScratchRun
 
 DIVERGED = "diverged"
+COSTS = 5
+"""Cells of a row that `_costs` fills."""
 
 
 def of_task(records: Sequence[ScratchRecord]) -> Iterator[Table]:
@@ -32,7 +34,7 @@ def cells(records: Sequence[ScratchRecord]) -> Iterator[tuple[ScratchRecord, str
 def results(records: Sequence[ScratchRecord]) -> Table:
     """Quality at the chosen rate beside dense, size, and speed of training."""
     extras = runs.extras(records)
-    columns = ["variant", "row", "budget", "n", "learning rate", records[0].quality_name]
+    columns = ["variant", "row", "budget", "n", "rates tried", "learning rate", records[0].quality_name]
     columns += ["difference to dense", "against dense", "parameters", "MACs", "training speed-up"]
     columns += ["examples/s", "examples/s, dense", *extras, "provisional"]
     rows = [_result(records, *cell, extras) for cell in cells(records)]
@@ -40,7 +42,8 @@ def results(records: Sequence[ScratchRecord]) -> Table:
         "Trained from scratch: quality on the test part at the rate that the validation part chose, mean ± "
         "95 % Student-t half-width over n seeds. Differences are paired over seeds. Parameters and MACs of "
         "the whole model over dense; speed of a training step beside dense with its 95 % bootstrap interval, "
-        "from pairs that ran interleaved; examples per second in training at the median step."
+        "from pairs that ran interleaved; examples per second in training at the dense network's median "
+        "step over all rows of the variant, times that speed-up."
     )
     return Table(caption, columns, rows, labels=2)
 
@@ -50,24 +53,35 @@ def _result(
 ) -> list[str]:
     compared = runs.compared(record, variant, budget)
     mean = mean_interval(list(runs.scores(record, variant, budget).values()))
-    rate = runs.rate(record, variant, budget)
     row = [variant, record.row, f"{budget:g}", str(mean.n if mean else 0)]
-    row += [text.NONE if rate is None else f"{rate:g}", text.quality(mean) if mean else DIVERGED]
+    row += tuning(record, variant, budget)
+    row.append(text.quality(mean) if mean else DIVERGED)
     comparison = None if record.row == DENSE else runs.against_dense(records, record, variant, budget)
     row += (
         [text.difference(comparison.difference), text.verdict(comparison)] if comparison else [text.NONE] * 2
     )
-    row += _costs(runs.cost_at(record, variant, budget))
+    row += _costs(records, record, variant, budget)
     row += [_extra(compared, name) for name in extras]
     return [*row, "yes" if runs.is_provisional(record, variant, budget) else "no"]
 
 
-def _costs(cost: ScratchCost | None) -> list[str]:
+def tuning(record: ScratchRecord, variant: str, budget: float) -> list[str]:
+    """How many rates were tried and which was chosen, marked where it is an end of them."""
+    tried, rate = runs.tried(record, variant, budget), runs.rate(record, variant, budget)
+    if rate is None:
+        return [str(tried), text.NONE]
+    end = ", end of the grid" if tried > 1 else ", no other tried"
+    return [str(tried), f"{rate:g}{end if runs.rate_at_end(record, variant, budget) else ''}"]
+
+
+def _costs(records: Sequence[ScratchRecord], record: ScratchRecord, variant: str, budget: float) -> list[str]:
+    cost = runs.cost_at(record, variant, budget)
     if cost is None:
-        return [text.NONE] * 5
+        return [text.NONE] * COSTS
     speed = text.speedup(cost.training_speedup, cost.training_speedup_low, cost.training_speedup_high)
     ratios = [text.ratio(cost.params / cost.params_dense), text.ratio(cost.macs / cost.macs_dense)]
-    return [*ratios, speed, *(text.number(value) for value in runs.examples_per_second(cost))]
+    throughput = runs.examples_per_second(records, record, variant, budget)
+    return [*ratios, speed, *(text.number(value) for value in throughput)]
 
 
 def _extra(compared: list[ScratchRun], name: str) -> str:

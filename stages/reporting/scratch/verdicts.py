@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from stages.reporting import text
+from stages.reporting.ablations import GATED
 from stages.reporting.inputs import DENSE
 from stages.reporting.intervals import Comparison, Interval, mean_interval, nearest
 from stages.reporting.scratch import runs
 from stages.reporting.verdicts import relation
 from stages.tracking.record import ScratchRecord
 
-NARROW, GATED = "narrow", "narrow_gated"
+NARROW = "narrow"
 RIVALS = (NARROW, GATED, "low_rank")
 """Layers that each EUGen is told against, beside dense."""
 QUESTION = "Is the gain EUGen's or any gated block's?"
@@ -30,7 +31,7 @@ def headline(records: Sequence[ScratchRecord]) -> list[str]:
 
 def sentences(records: Sequence[ScratchRecord]) -> tuple[list[str], list[str]]:
     """What a task's rows say: first of the whole and of the base variant, then of the other variants."""
-    told = [_scope(records), *baselines(records), *diverged(records)]
+    told = [_scope(records), *ends(records), *baselines(records), *diverged(records)]
     more: list[str] = []
     for i, variant in enumerate(runs.variants(records)):
         for budget in reversed(runs.row_budgets(records, variant)):
@@ -92,20 +93,42 @@ def _rivals(
 
 
 def gated(records: Sequence[ScratchRecord], variant: str, budget: float) -> list[str]:
-    """The answer to `QUESTION`; nothing where either side has no result."""
-    family = [r for r in records if runs.is_gated_eugen(r) and runs.scores(r, variant, budget)]
-    control = _of_layer(records, GATED, variant, budget)
-    if not family or control is None:
+    """The answer to `QUESTION` by the declared row, then the ablations; nothing without both sides."""
+    row, control = runs.claimed_row(records), _of_layer(records, GATED, variant, budget)
+    if row is None or control is None or not runs.at(row, variant, budget):
         return []
-    sign = 1 if records[0].higher_is_better else -1
-    best = max(family, key=lambda r: sign * (runs.validation(r, variant, budget) or 0.0))
-    comparison = runs.against(best, control, variant, budget)
-    narrow = _of_layer(records, NARROW, variant, budget)
-    gain = runs.against(best, narrow, variant, budget) if narrow else None
-    shown = relation(comparison, control.row, size=True)
-    whose = _whose(comparison, gain)
     where = f"{variant}, budget {budget:g}"
-    return [f"{QUESTION} {where}: {best.row}, the order-2 EUGen best on validation: {shown}; {whose}."]
+    trials = [runs.tried(record, variant, budget) for record in (row, control)]
+    declared = f"{row.row}, the row declared for it ({_rates(trials[0])}, {control.row} {trials[1]})"
+    if runs.is_lost(row, variant, budget):
+        said = "diverged; undecided"
+    else:
+        comparison = runs.against(row, control, variant, budget)
+        narrow = _of_layer(records, NARROW, variant, budget)
+        gain = runs.against(row, narrow, variant, budget) if narrow else None
+        said = f"{relation(comparison, control.row, size=True)}; {_whose(comparison, gain)}"
+    return [f"{QUESTION} {where}: {declared}: {said}.", *_ablations(records, row, control, variant, budget)]
+
+
+def _ablations(
+    records: Sequence[ScratchRecord], row: ScratchRecord, control: ScratchRecord, variant: str, budget: float
+) -> list[str]:
+    """The other EUGen rows against the gated block, with what was spent on all of them together."""
+    rows = [r for r in records if runs.is_eugen(r) and r is not row and runs.at(r, variant, budget)]
+    if not rows:
+        return []
+    alike: dict[str, list[str]] = {}
+    for other in rows:
+        comparison = runs.against(other, control, variant, budget)
+        alike.setdefault(relation(comparison, control.row), []).append(other.row)
+    trials = _rates(sum(runs.tried(r, variant, budget) for r in rows))
+    found = "; ".join(f"{text.listing(names)}: {relation}" for relation, names in alike.items())
+    further = f"{text.plural(len(rows), 'further EUGen row')} ({trials} in all)"
+    return [f"Ablations, {variant}, budget {budget:g}, {further}, no part of that answer: {found}."]
+
+
+def _rates(count: int) -> str:
+    return f"{text.plural(count, 'rate')} tried"
 
 
 def _of_layer(
@@ -129,6 +152,23 @@ def _whose(comparison: Comparison | None, gain: Comparison | None) -> str:
         by = relation(gain, NARROW, size=True)
         return f"it is {by}, and nothing of that is shown to be EUGen's own"
     return f"and no gain over {NARROW} is shown either"
+
+
+def ends(records: Sequence[ScratchRecord], only: str | None = None) -> list[str]:
+    """Names every compared row whose chosen rate has no neighbour on one side; of one variant, if named."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        for variant in runs.variants([record]) if only is None else [only]:
+            for budget in runs.budgets(record, variant):
+                if runs.rate_at_end(record, variant, budget):
+                    rate = runs.rate(record, variant, budget)
+                    found.setdefault(record.row, []).append(f"{variant}, budget {budget:g}: {rate:g}")
+    named = [f"{row} ({'; '.join(where)})" for row, where in found.items()]
+    if not named:
+        return []
+    return [
+        f"The rate chosen is an end of those tried, so a further one may do better: {text.listing(named)}."
+    ]
 
 
 def baselines(records: Sequence[ScratchRecord]) -> list[str]:
