@@ -21,7 +21,14 @@ EXTRAS = {
 }
 LIBRARY = [Requirement(text) for text in PROJECT["dependencies"]]
 DIRECT = [item for group in (LIBRARY, *EXTRAS.values()) for item in group if item.name != "eugen"]
-OTHER_NAMES = {"sklearn": "scikit-learn", "vl_convert": "vl-convert-python", "yaml": "pyyaml"}
+OTHER_NAMES = {
+    "PIL": "pillow",
+    "igl": "libigl",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "vl_convert": "vl-convert-python",
+    "yaml": "pyyaml",
+}
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
 
 
@@ -56,7 +63,7 @@ def imported_modules(folder):
 
 @pytest.mark.parametrize("folder", ["benchmarks", "eugen", "stages", "flows", "tests"])
 def test_everything_imported_is_a_declared_dependency(folder):
-    suite = [item for extra in ("vision", "text", "suite") for item in EXTRAS[extra]]
+    suite = [item for extra in ("vision", "text", "scene", "suite") for item in EXTRAS[extra]]
     lazily = EXTRAS["vision"] + EXTRAS["text"] + [Requirement("jaxtyping"), Requirement("triton")]
     allowed = {"benchmarks": LIBRARY, "eugen": LIBRARY + lazily, "tests": DIRECT}.get(folder, LIBRARY + suite)
     declared = {canonicalize_name(item.name) for item in allowed}

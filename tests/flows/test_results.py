@@ -45,3 +45,14 @@ def test_a_broken_failure_file_counts_as_none(tmp_path: Path):
 
 def test_rows_of_a_missing_table(tmp_path: Path):
     assert results.result_rows(tmp_path) == []
+
+
+def test_what_is_trained_from_scratch_fails_beside_the_transfer_of_the_same_name(tmp_path):
+    results.record_failure(tmp_path, "scratch@vision-eugen", "diverged")
+    assert results.read_failure(tmp_path, "scratch@vision-eugen") == "diverged"
+    assert results.read_failure(tmp_path, "transfer@vision-eugen") is None
+    results.record_failure(tmp_path, "transfer@vision-eugen", "no memory")
+    assert results.read_failure(tmp_path, "scratch@vision-eugen") == "diverged"
+    assert not results.clear_failures(tmp_path, ["finetune@vision-eugen"])
+    assert results.clear_failures(tmp_path, ["scratch@vision-eugen"])
+    assert results.read_failure(tmp_path, "transfer@vision-eugen") == "no memory"

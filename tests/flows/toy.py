@@ -26,6 +26,7 @@ PARAMS: dict[str, Any] = {
         "vision": {verb: {"size": 1} for verb in ("data", "baseline", "transfer", "finetune", "profile")},
     },
     "methods": {"dense": {"layer": "dense"}, "eugen": {"layer": "eugen"}},
+    "scratch": {"rows": {}, "tasks": {}},
 }
 STAGES = 9  # prepare, baseline, three verbs of two methods, report
 
