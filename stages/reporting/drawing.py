@@ -21,7 +21,7 @@ COLOURS = ["#3b82c4", "#d9640f", "#1f9d6b", "#c2559b", "#8a6fd1", "#1a93a8", "#a
 SHAPES = ["circle", "square", "triangle-up", "cross", "triangle-down", "triangle-right", "triangle-left"]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
 """One for each round of the colours."""
-_LEGEND = alt.Legend(orient="bottom", columns=3, symbolSize=70, symbolOpacity=1, columnPadding=14)
+_LEGEND = alt.Legend(orient="bottom", columns=2, symbolSize=70, symbolOpacity=1, columnPadding=14)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def finish(
             gridColor=GREY,
         ),
         view=alt.ViewConfig(stroke=None),
-        legend=alt.LegendConfig(labelFontSize=13, labelLimit=WIDTH // 3),
+        legend=alt.LegendConfig(labelFontSize=13, labelLimit=WIDTH // 2),
     )
     spec = chart.to_dict()
     return Figure(
