@@ -1,6 +1,6 @@
 # Each target is one line that a person could type; set-up happens by itself.
 #   make bench                    the benchmark: data, baseline, transfer, fine-tuning, profiling, report
-#   make bench PROFILE=smoke      another profile of params/ (smoke, cpu, study, study_kernel, study_local, gpu)
+#   make bench PROFILE=smoke      another profile of params/ (smoke, cpu, study*, gpu*)
 #   make bench ENGINE=dvc         without Prefect
 #   make test [ARGS="-k name"]    the test suite
 #   make lint                     style, types, import contracts, generated tables

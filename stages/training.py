@@ -68,25 +68,23 @@ def train(
         ValueError: the checkpoint is of another configuration.
     """
     place, replica = here(), here().replica(model)
-    state = _start(model, recipe)
+    state, identity = _start(model, recipe), _identity(task, model, recipe)
     if checkpoint is not None:
-        state.curve = checkpoints.resume(checkpoint, _identity(task, model, recipe), model, state)
+        state.curve = checkpoints.resume(checkpoint, identity, model, state)
     while state.step < recipe.steps:
         stop = min(recipe.steps, state.step + recipe.evaluate_every)
         began = time.perf_counter()
         loss = _advance(task, replica, recipe, state, place, stop)
         seconds = state.seconds + time.perf_counter() - began
         validation = task.evaluate(model, "validation")[task.quality_name]
-        if not math.isfinite(loss + validation):
-            told = f"loss {loss}, validation {task.quality_name} {validation}"
-            raise Diverged(f"{told} between steps {state.step} and {stop}, lr {recipe.learning_rate:g}")
+        _check_finite(loss, validation, f"steps {state.step} and {stop}, lr {recipe.learning_rate:g}")
         point = CurvePoint(step=stop, seconds=seconds, train_loss=loss, validation=validation)
         state.curve.append(point)
         if log is not None and place.first:
             log("train_loss", point.train_loss, stop)
             log(f"validation_{task.quality_name}", point.validation, stop)
         if checkpoint is not None and place.first:
-            checkpoints.save(checkpoint, _identity(task, model, recipe), model, state)
+            checkpoints.save(checkpoint, identity, model, state)
     model.eval()
     return state.curve
 
@@ -165,6 +163,11 @@ def _advance(
             total = total + step(task, replica, recipe, state.optimiser, batch, place)
             state.schedule.step()
     return float(place.mean(torch.as_tensor(total))) / (stop - first)
+
+
+def _check_finite(loss: float, validation: float, where: str) -> None:
+    if not math.isfinite(loss + validation):
+        raise Diverged(f"loss {loss}, validation quality {validation} between {where}")
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

@@ -93,6 +93,16 @@ class Clone:
         assert process.returncode == 0, output
         return output
 
+    def kill(self, command: tuple[str, ...], reached: Callable[[], Any], what: str) -> None:
+        """Start `python -m …`, kill -9 its whole group at a moment, and wait until nothing of it is left."""
+        killed = self.start(*command)
+        try:
+            until(lambda: reached() or killed.poll() is not None, what)
+        finally:
+            os.killpg(killed.pid, signal.SIGKILL)
+            killed.communicate()
+        until(lambda: not self.inhabitants(), "end of the killed processes")
+
     def stale(self) -> dict[str, Any]:
         """What DVC would run, and why."""
         return json.loads(self.run("dvc", "status", "--json"))
@@ -218,13 +228,7 @@ def test_a_killed_transfer_is_taken_up_where_it_was(clone):
     def kept() -> set[str]:
         return {path.stem for path in clone.folder.glob(".work/progress/transfer-vision-eugen-*/*.json")}
 
-    killed = clone.start(*stage)
-    try:
-        until(lambda: kept() or killed.poll() is not None, "first unit of the transfer")
-    finally:
-        os.killpg(killed.pid, signal.SIGKILL)
-        killed.communicate()
-    until(lambda: not clone.inhabitants(), "end of the killed processes")
+    clone.kill(stage, kept, "first unit of the transfer")
     units = {f"seed{seed}-budget0.3" for seed in TRANSFER["seeds"]}
     finished_units = kept()
     assert finished_units < units, "the kill came when everything was done"
@@ -248,13 +252,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_with_the_same_curve(clone
     def checkpoints() -> list[Path]:
         return list(clone.folder.glob(".work/progress/scratch-vision-narrow-*/*.pt"))
 
-    killed = clone.start(*stage)
-    try:
-        until(lambda: checkpoints() or killed.poll() is not None, "first checkpoint of the training")
-    finally:
-        os.killpg(killed.pid, signal.SIGKILL)
-        killed.communicate()
-    until(lambda: not clone.inhabitants(), "end of the killed processes")
+    clone.kill(stage, checkpoints, "first checkpoint of the training")
     (left,) = checkpoints()
     done = torch.load(left, weights_only=True)["curve"][-1]["step"]
     assert done < expected[0]["curve"][-1]["step"], "the kill came when everything was done"
