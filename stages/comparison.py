@@ -100,16 +100,18 @@ class Trainings:
         self.comparison, self.budget, self.progress, self.run = comparison, budget, progress, run
         self.config = row.config(budget)
         settings = comparison.task.settings
-        # What a training depends on besides its rate and seed: a finished one serves while this is the same.
-        depends = [settings.data.model_dump(), settings.baseline.model_dump(), comparison.variant.blocks]
+        # What a training depends on besides its rate and seed: a finished one serves while this is the same,
+        # in other variants too. Dense blocks replace nothing, so their number does not matter.
+        blocks = None if isinstance(self.config, eugen.DenseConfig) else comparison.variant.blocks
+        depends = [settings.data.model_dump(), settings.baseline.model_dump(), blocks]
         self.key = digest([*depends, row.section])
 
     def one(self, rate: float, seed: int) -> record.ScratchRun:
         """One training, taken up where it stopped."""
-        name = f"{self.comparison.name}-budget{self.budget:g}-lr{rate:g}-seed{seed}"
-        unit = f"{name}-{self.key}"
+        label = f"budget{self.budget:g}-lr{rate:g}-seed{seed}"
+        name, unit = f"{self.comparison.name}-{label}", f"{label}-{self.key}"
         if (found := self.progress.load(unit)) is not None:
-            return record.ScratchRun.model_validate(found[0])
+            return record.ScratchRun.model_validate(found[0] | {"variant": self.comparison.name})
         began, checkpoint = time.perf_counter(), self.progress.folder / f"{unit}.pt"
         done: dict[str, Any] = {"validation": None, "quality": None, "diverged": True}
         try:

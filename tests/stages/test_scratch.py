@@ -160,6 +160,21 @@ def test_a_finished_training_serves_only_while_everything_it_depends_on_is_the_s
     assert len(kept.units) == 2 * before + 1
 
 
+def test_a_training_that_two_variants_share_is_done_once_and_stands_in_both(tmp_path):
+    kept, first, second = Kept(tmp_path), Made([], [], []), Made([], [], [])
+    run_variant(comparison(), DENSE, kept, Run(None), first)
+    before = len(kept.units)
+    fewer = comparison(blocks=1)
+    fewer = Comparison("fewer", fewer.task, fewer.settings, fewer.variant)
+    run_variant(fewer, DENSE, kept, Run(None), second)
+    assert len(kept.units) == before
+    assert second.runs == [run.model_copy(update={"variant": "fewer"}) for run in first.runs]
+    run_variant(comparison(), NARROW, kept, Run(None), Made([], [], []))
+    between = len(kept.units)
+    run_variant(fewer, NARROW, kept, Run(None), Made([], [], []))
+    assert len(kept.units) == between + (between - before)
+
+
 @pytest.mark.parametrize(
     "config",
     [
