@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Literal, TypeVar
 
 from scipy.stats import t as student_t
 
@@ -16,6 +16,7 @@ CONFIDENCE = 0.95
 NEAR = 0.3
 """The budget that stands for a row where one must."""
 
+Row = TypeVar("Row")
 Stage = Literal["transfer", "finetuned"]
 STAGES: tuple[Stage, ...] = ("transfer", "finetuned")
 STAGE_NAMES: dict[Stage, str] = {"transfer": "after transfer alone", "finetuned": "after fine-tuning"}
@@ -74,6 +75,14 @@ def compare(
     if not difference.half or difference.low <= 0 <= difference.high:
         return Comparison(difference, "no difference shown")
     return Comparison(difference, "better" if (difference.mean > 0) == higher_is_better else "worse")
+
+
+def best_first(
+    found: Iterable[tuple[Interval | None, Row]], higher_is_better: bool
+) -> list[tuple[Interval, Row]]:
+    """The rows that have a mean, ordered by it."""
+    measured = [(interval, row) for interval, row in found if interval]
+    return sorted(measured, key=lambda pair: pair[0].mean, reverse=higher_is_better)
 
 
 def scores(record: CellRecord, budget: float, stage: Stage) -> dict[int, float]:

@@ -10,6 +10,7 @@ from stages.reporting.intervals import (
     Comparison,
     Interval,
     Stage,
+    best_first,
     budgets,
     compare,
     dense_scores,
@@ -122,8 +123,7 @@ def _scope(inputs: Inputs, records: list[CellRecord]) -> str:
 def _ranked(records: list[CellRecord], budget: float, stage: Stage) -> list[tuple[Interval, CellRecord]]:
     """Rows with a result, best mean first."""
     found = [(mean_interval(list(scores(r, budget, stage).values())), r) for r in rivals(records, budget)]
-    ranked = [(interval, record) for interval, record in found if interval]
-    return sorted(ranked, key=lambda pair: pair[0].mean, reverse=records[0].higher_is_better)
+    return best_first(found, records[0].higher_is_better)
 
 
 def verdict(records: list[CellRecord], budget: float, stage: Stage) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from stages.reporting import text
 from stages.reporting.ablations import GATED
 from stages.reporting.inputs import DENSE
-from stages.reporting.intervals import Comparison, Interval, mean_interval, nearest
+from stages.reporting.intervals import Comparison, Interval, best_first, mean_interval, nearest
 from stages.reporting.scratch import runs
 from stages.reporting.verdicts import relation
 from stages.tracking.record import ScratchRecord
@@ -45,9 +45,9 @@ def ranked(
     records: Sequence[ScratchRecord], variant: str, budget: float
 ) -> list[tuple[Interval, ScratchRecord]]:
     """Rows but dense that have a result, best mean first."""
-    found = [(mean_interval(list(runs.scores(r, variant, budget).values())), r) for r in records]
-    rows = [(interval, r) for interval, r in found if interval and r.row != DENSE]
-    return sorted(rows, key=lambda pair: pair[0].mean, reverse=records[0].higher_is_better)
+    rows = [record for record in records if record.row != DENSE]
+    found = [(mean_interval(list(runs.scores(r, variant, budget).values())), r) for r in rows]
+    return best_first(found, records[0].higher_is_better)
 
 
 def verdict(records: Sequence[ScratchRecord], variant: str, budget: float) -> str:
