@@ -99,6 +99,9 @@ class Trainings:
     ) -> None:
         self.comparison, self.budget, self.progress, self.run = comparison, budget, progress, run
         self.config = row.config(budget)
+        # The first budget goes without saying, so that a chart shows its curve beside the dense row's.
+        first = budget == comparison.budgets(row)[0]
+        self.chart = comparison.name if first else f"{comparison.name}-budget{budget:g}"
         settings = comparison.task.settings
         # What a training depends on besides its rate and seed: a finished one serves while this is the same,
         # in other variants too. Dense blocks replace nothing, so their number does not matter.
@@ -117,7 +120,7 @@ class Trainings:
         try:
             done = self._train(rate, seed, checkpoint)
             curve = [(point.step, point.validation) for point in done["curve"]]
-            self.run.curve(f"{name}.{self.comparison.task.quality_name}", curve)
+            self.run.curve(f"{self.chart}-lr{rate:g}-seed{seed}.{self.comparison.task.quality_name}", curve)
             self.run.progress(f"{name}: {self.comparison.task.quality_name} {done['quality']:.4f}")
         except Diverged as error:
             self.run.progress(f"{name}: {error}")

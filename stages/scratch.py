@@ -136,12 +136,17 @@ def assemble(
 
 
 def flat_metrics(made: record.ScratchRecord) -> dict[str, float]:
-    """Mean quality at the chosen rate and training speed, by variant and budget."""
+    """Mean quality at the chosen rate and training speed, by variant and budget.
+
+    Those of a variant's first budget have plain names, so that a chart shows them beside the dense row's.
+    """
     flat: dict[str, float] = {}
+    first = {cost.variant: cost.budget for cost in reversed(made.costs)}
     for cost in made.costs:
         runs = [r for r in made.runs if r.chosen and (r.variant, r.budget) == (cost.variant, cost.budget)]
         found = [run.quality for run in runs if run.quality is not None]
-        prefix = f"scratch.{cost.variant}.b{cost.budget:g}"
+        prefix = f"scratch.{cost.variant}"
+        prefix += "" if cost.budget == first[cost.variant] else f".b{cost.budget:g}"
         flat[f"{prefix}.{made.quality_name}"] = sum(found) / len(found)
         flat[f"{prefix}.training_speedup"] = cost.training_speedup
     return flat

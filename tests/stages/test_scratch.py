@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from stages import comparison as compared
 from stages.comparison import Comparison, Step, Trainings, measure_cost, start_as
 from stages.params import ScratchSettings, ScratchVariant
 from stages.rows import Method
-from stages.scratch import Made, run_variant
+from stages.scratch import Made, flat_metrics, run_variant
 from stages.tracking.run import Run
 from tests.stages.toy_task import Toy
 
@@ -189,6 +190,36 @@ def test_every_row_starts_with_the_dense_block_s_output_scale(config):
     start_as(layer, dense, torch.Generator().manual_seed(2))
     x = torch.randn(4096, 32, generator=torch.Generator().manual_seed(3))
     assert float(layer(x).std() / dense(x).std()) == pytest.approx(1, rel=0.1)
+
+
+def test_rows_share_their_charts_with_dense_at_the_first_budget(tmp_path, monkeypatch):
+    class Noting(Run):
+        def curve(self, key: str, points: list[tuple[int, float]]) -> None:
+            drawn.append(key)
+
+    charts: dict[str, list[str]] = {}
+    for row in (DENSE, NARROW):
+        drawn = charts[row.name] = []
+        run_variant(
+            comparison(budgets=[0.5, 0.25], learning_rates=[1e-3], seeds=[5]),
+            row,
+            Kept(tmp_path),
+            Noting(None),
+            Made([], [], []),
+        )
+    assert charts["dense"] == ["base-lr0.001-seed5.mse"]
+    assert charts["narrow"] == ["base-lr0.001-seed5.mse", "base-budget0.25-lr0.001-seed5.mse"]
+
+
+def test_metrics_of_the_first_budget_have_the_dense_row_s_names(tmp_path):
+    def named(row: Method) -> set[str]:
+        found = made(tmp_path, row, budgets=[0.5, 0.25])
+        kept = SimpleNamespace(runs=found.runs, costs=found.costs, quality_name="mse")
+        return set(flat_metrics(kept))
+
+    plain = {"scratch.base.mse", "scratch.base.training_speedup"}
+    assert named(DENSE) == plain
+    assert named(NARROW) == plain | {"scratch.base.b0.25.mse", "scratch.base.b0.25.training_speedup"}
 
 
 def test_a_budget_that_buys_nothing_is_left_out_with_the_reason(tmp_path):
