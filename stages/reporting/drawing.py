@@ -124,6 +124,7 @@ def finish(
             titlePadding=12,
             gridOpacity=0.35,
             gridColor=GREY,
+            labelFlush=False,  # else the first and last labels run into their neighbours
         ),
         view=alt.ViewConfig(stroke=None),
         legend=alt.LegendConfig(labelFontSize=13, labelLimit=WIDTH // 2),
