@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+import eugen
 from stages.data import sources
 from stages.data.verify import DataError
 from stages.faults import ParamsError, validate
@@ -88,6 +89,17 @@ def test_the_network_has_the_classes_of_the_data(photographs, tmp_path, cls):
     assert source.rows == 51 + 9
     assert (task.classes, task.side, task.channels) == (3, SIDE, 3)
     assert task.build()(task.example(5)).shape == (5, 3)
+
+
+@pytest.mark.parametrize("width", [24, 96])
+def test_a_block_s_neurons_start_as_far_from_linear_at_every_width(photographs, tmp_path, width):
+    task = opened(tmp_path / "data", data={"folder": str(photographs)}, width=width)
+    task.prepare(task.folder)
+    (site,) = eugen.find_ffns(task.fresh(0))
+    inputs = torch.randn(4096, width, generator=generator())
+    deviation = float(site.dense.up(inputs).detach().std())
+    # Weights uniform within 1/√width have the deviation 1/√(3 width), whatever the width.
+    assert deviation == pytest.approx(3**-0.5, rel=0.15)
 
 
 def test_the_test_part_is_the_official_split(task):
