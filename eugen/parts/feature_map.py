@@ -34,6 +34,8 @@ class FeatureMap(nn.Module):
     norm: nn.Parameter | None
     gate: nn.Parameter | None
     input_rms: Tensor
+    fused: bool = False
+    """Whether inference may call the operator `eugen::feature_map` (`EUGenConfig.kernel`)."""
 
     def __init__(self, config: EUGenConfig, rows: Rows, *, like: Tensor, input_rms: float) -> None:
         super().__init__()

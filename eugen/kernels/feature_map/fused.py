@@ -83,7 +83,7 @@ def _projections(
     return z, square
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "token_class"])
 def feature_map_kernel(
     x_ptr, weight_ptr, bias_ptr, norm_ptr, out_ptr, tokens, token_class, d, m, x_stride, weight_stride,
     ORDER: tl.constexpr, LOWEST: tl.constexpr, GROUPS: tl.constexpr, OWN: tl.constexpr, NEXT: tl.constexpr,
@@ -102,11 +102,11 @@ def feature_map_kernel(
     """
     # Neighbours share their tokens: that tile of x comes from memory once; G stays in the cache.
     feature_tiles = tl.cdiv(m, FEATURES)
-    rows = (tl.program_id(0) // feature_tiles).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    rows = (tl.program_id(0) // feature_tiles) * TOKENS + tl.arange(0, TOKENS)
     columns = (tl.program_id(0) % feature_tiles) * FEATURES + tl.arange(0, FEATURES)
     # Beyond the edge the beginning is read again: only the store needs a mask.
     read, inner = columns % m, tl.arange(0, STEP)[None, :]
-    x_tile = x_ptr + (rows % tokens)[:, None] * x_stride + inner
+    x_tile = x_ptr + (rows % tokens).to(tl.int64)[:, None] * x_stride + inner
     weight_tile = weight_ptr + read[:, None] * weight_stride + inner
     sums, square = _projections(
         x_tile, weight_tile, m * weight_stride, d,
@@ -121,7 +121,7 @@ def feature_map_kernel(
             slot = tl.load(norm_ptr + group * m + read).to(tl.float32)
             part += tl.sqrt(square)[:, None] * slot[None, :]
         z = z + (part,)
-    out_tile = out_ptr + rows[:, None] * ((ORDER - LOWEST + 1) * m) + columns[None, :]
+    out_tile = out_ptr + rows.to(tl.int64)[:, None] * ((ORDER - LOWEST + 1) * m) + columns[None, :]
     inside = (rows[:, None] < tokens) & (columns[None, :] < m)
     for order in tl.static_range(LOWEST, ORDER + 1):
         product = z[OWN * ((order - LOWEST) * (order + LOWEST - 1) // 2)]

@@ -18,6 +18,7 @@ from eugen.features import ACTIVATIONS, FIXED_ACTIVATIONS, SHARING
 from eugen.kernels import feature_map as kernel
 from eugen.kernels.feature_map import naive
 from eugen.layers.eugen import EUGen
+from eugen.parts.int8_linear import quantise
 from tests.eugen.blocks import block, generator, tokens
 from tests.eugen.kernels.cases import Case, check
 from tests.tolerances import assert_close
@@ -161,6 +162,15 @@ def test_saved_copied_and_moved_layers_keep_their_kernel(mode):
     composed = built(kernel="composed")
     composed.load_state_dict(layer.state_dict())
     assert_close(composed(x), layer(x))
+
+
+def test_another_precision_of_the_projection_composes():
+    layer, x = built(kernel="fused"), tokens(63, 10)
+    quantise(layer)
+    with torch.no_grad(), Calls() as seen:
+        y = layer(x)
+    assert OPERATOR not in seen.operators
+    assert_close(y, layer.reference(x), precision=torch.int8)
 
 
 def test_on_the_cpu_auto_is_the_composed_layer():
