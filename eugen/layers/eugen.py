@@ -28,6 +28,7 @@ from eugen.features import (
     teacher_projection,
 )
 from eugen.ffn import DenseFFN, FFNLayer, TokenStream, linear_of_parts, new_linear
+from eugen.kernels.feature_map import KERNELS
 from eugen.parts.estimator import readout_from_weights
 from eugen.parts.feature_map import FeatureMap, given_linear
 from eugen.shapes import Float
@@ -130,6 +131,9 @@ class EUGenConfig(LayerConfig, name="eugen"):
             polynomial of degree `order` or less; another one is replaced by its least-squares polynomial.
         weight_activation: Ψ of the weights' features. With Φ or Ψ other than the identity, A = Ψ(φ(W))/m
             gives a random-feature kernel (SNNK), whatever the block's activation.
+        kernel: `fused` computes the features with the operator `eugen::feature_map`, `composed` with torch's
+            own, `auto` with the first in inference on a GPU, in half precision, on many tokens. Chosen anew
+            whenever the layer is moved or cast.
 
     Raises:
         ValueError: an unknown option, or options that contradict each other.
@@ -149,6 +153,7 @@ class EUGenConfig(LayerConfig, name="eugen"):
     norm_gate: bool = False
     from_weights: bool = False
     weight_activation: str = "identity"
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -157,6 +162,7 @@ class EUGenConfig(LayerConfig, name="eugen"):
             ("sharing", self.sharing, SHARING),
             ("activation", self.activation, tuple(ACTIVATIONS)),
             ("weight_activation", self.weight_activation, tuple(FIXED_ACTIVATIONS)),
+            ("kernel", self.kernel, KERNELS),
         ):
             if value not in allowed:
                 raise ValueError(f"{field}={value!r} is unknown: use one of {', '.join(allowed)}")

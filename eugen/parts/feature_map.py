@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from eugen.features import (
     product_features,
     products_in_place,
 )
+from eugen.kernels import feature_map as kernel
 from eugen.shapes import Float
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class FeatureMap(nn.Module):
     norm: nn.Parameter | None
     gate: nn.Parameter | None
     input_rms: Tensor
+    fused: bool = False
+    """Whether inference may call the operator `eugen::feature_map` (`EUGenConfig.kernel`)."""
 
     def __init__(self, config: EUGenConfig, rows: Rows, *, like: Tensor, input_rms: float) -> None:
         super().__init__()
@@ -45,21 +49,47 @@ class FeatureMap(nn.Module):
         self.gate = nn.Parameter(like.new_zeros(orders, m)) if config.norm_gate else None
         if config.norm_gate or config.activation == "rbf":
             self.register_buffer("input_rms", like.new_full((), input_rms))
+        self.fused = self._choice()
+
+    def _choice(self) -> bool:
+        config, weight = self.config, self.projection.weight
+        form = {"groups": config.groups, "activation": config.activation, "gated": config.norm_gate}
+        return kernel.choice(config.kernel, weight, **form)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeatureMap:
+        """What moves a module or changes its dtype ends here: the kernel is chosen anew."""
+        super()._apply(fn, recurse)
+        self.fused = self._choice()
+        return self
+
+    def _calls_kernel(self, x: Float[Tensor, "t d_in"]) -> bool:
+        if not self.fused or type(self.projection) is not nn.Linear:  # another precision took its place
+            return False
+        if x.dtype != self.projection.weight.dtype or torch.is_autocast_enabled(x.device.type):
+            return False
+        if self.config.kernel == "fused":
+            return True
+        return _runs_inference() and len(x) >= kernel.LEAST_TOKENS
 
     def forward(self, x: Float[Tensor, "t d_in"]) -> list[Float[Tensor, "t _"]]:
         """What the readout's columns act on, part by part: x itself (direct_linear), then each order.
 
         Without gradients the products are written over the projection's output; hooks should copy it.
         """
-        config, z = self.config, self.projection(x)
+        config = self.config
+        if self._calls_kernel(x):
+            form = (config.order, config.lowest_order, config.sharing, config.activation)
+            features = kernel.feature_map(x, self.projection.weight, self.projection.bias, self.norm, *form)
+            return [x, features] if config.direct_linear else [features]
+        z, in_place = self.projection(x), _runs_inference()
         norm = x.new_zeros(())
         if self.norm is not None or self.gate is not None:
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if self.norm is not None:  # one pass over z
-            z = torch.addcmul(z, norm, self.norm) if torch.is_grad_enabled() else z.addcmul_(norm, self.norm)
+            z = z.addcmul_(norm, self.norm) if in_place else torch.addcmul(z, norm, self.norm)
         if config.activation == "rbf":
             z = z - (x / self.input_rms).square().sum(-1, keepdim=True)
-        if not torch.is_grad_enabled() and self.gate is None and config.activation in FIXED_ACTIVATIONS:
+        if in_place and self.gate is None and config.activation in FIXED_ACTIVATIONS:
             joined = products_in_place(z, config.order, config.lowest_order, config.sharing)
             if joined is not None:
                 return [x, self.acts[0](joined)] if config.direct_linear else [self.acts[0](joined)]
@@ -69,6 +99,11 @@ class FeatureMap(nn.Module):
             excess = norm / self.input_rms - 1
             parts = [part * (1 + excess * gate) for part, gate in zip(parts, self.gate, strict=True)]
         return [x, *parts] if config.direct_linear else parts
+
+
+def _runs_inference() -> bool:
+    """No gradients are asked for. Not in an export: programs go where they are, and the operator is not."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_exporting()
 
 
 def given_linear(weight: Tensor, bias: Tensor | None, *, like: Tensor) -> nn.Linear:

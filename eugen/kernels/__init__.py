@@ -1,0 +1,1 @@
+"""Operators of their own: one folder each, `naive.py` the truth, `fused.py` (Triton) the speed."""
