@@ -1,0 +1,144 @@
+"""Latency of two models, whatever their places in memory.
+
+A model and its copy differ by several per cent on a CPU, for as long as they stay where they are: their
+weights fall on other pages and cache sets. Pairs within one placement cannot average that out, and an
+interval over pairs is too narrow (Mytkowicz et al., Producing wrong data without doing anything obviously
+wrong, ASPLOS 2009). So both models move several times, and the interval is over placements, the level at
+which the measurements are independent (Kalibera and Jones, Rigorous benchmarking in reasonable time,
+ISMM 2013).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eugen.timing.clock import Clock
+from eugen.timing.intervals import mean_interval
+from eugen.timing.latency import PairedLatency, sample, warm_up
+
+Factory = Callable[[], Callable[[], Any]]
+"""Makes a call whose data lie in fresh memory."""
+
+PLACEMENTS, LEAST_PLACEMENTS, LEAST_PAIRS = 10, 3, 2
+SPACERS, LARGEST_SPACER = 4, 2**18
+"""Blocks of random size that shift the next placement, so that it is not the last one's memory again."""
+
+
+@dataclass(frozen=True)
+class PlacedLatency:
+    """Samples of both models, one `PairedLatency` for each placement."""
+
+    placements: list[PairedLatency]
+
+    @property
+    def base_ms(self) -> list[float]:
+        """All samples of the base in milliseconds, placement by placement."""
+        return [ms for placement in self.placements for ms in placement.base_ms]
+
+    @property
+    def other_ms(self) -> list[float]:
+        return [ms for placement in self.placements for ms in placement.other_ms]
+
+    def speedup(self, confidence: float = 0.95) -> tuple[float, float, float]:
+        """Geometric mean over placements of the median of base / other, and its interval (low, high).
+
+        Medians keep what disturbs single runs out of each placement's value; Student's interval over these
+        values holds both the placements' scatter and what is left of the pairs'.
+        """
+        medians = [float(placement.log_ratios().quantile(0.5)) for placement in self.placements]
+        mean, low, high = (math.exp(value) for value in mean_interval(medians, confidence))
+        return mean, low, high
+
+    def scatter(self) -> float:
+        """Standard deviation of the placements' log ratios: 0.03 is about three per cent."""
+        return statistics.stdev(float(p.log_ratios().quantile(0.5)) for p in self.placements)
+
+
+def compare_models(
+    base: Factory,
+    other: Factory,
+    *,
+    placements: int = PLACEMENTS,
+    pairs: int = 20,
+    max_seconds: float = math.inf,
+    clock: Clock | None = None,
+) -> PlacedLatency:
+    """Time what two factories make, anew in each placement, in the order base, other, other, base, ….
+
+    Which of them is placed first alternates, so that a model beside its own copy has no side of its own.
+
+    Args:
+        base, other: `placed(model, example, call)`, or a function of your own.
+        placements: how often both are made; at least 3.
+        pairs: in each placement, at least 2.
+        max_seconds: for the pairs of all placements together; each keeps at least 2 pairs.
+        clock: what times a call; the CPU's by default.
+
+    Raises:
+        ValueError: too few placements or pairs.
+    """
+    if placements < LEAST_PLACEMENTS:
+        raise ValueError(f"placements={placements} must be at least {LEAST_PLACEMENTS} to tell their scatter")
+    if pairs < LEAST_PAIRS:
+        raise ValueError(f"pairs={pairs} must be at least {LEAST_PAIRS}: one of each order")
+    clock = clock or Clock()
+    generator, found = torch.Generator().manual_seed(0), []
+    share = max_seconds / placements
+    with torch.no_grad():
+        for index in range(placements):
+            first, second = _placed_calls(base, other, swapped=index % 2 == 1, clock=clock, generator=generator)
+            for call in (first, second):
+                warm_up(call, clock, max_seconds=share)
+            found.append(
+                sample(first, second, pairs=pairs, least=LEAST_PAIRS, max_seconds=share, clock=clock)
+            )
+    return PlacedLatency(found)
+
+
+def _placed_calls(
+    base: Factory, other: Factory, *, swapped: bool, clock: Clock, generator: torch.Generator
+) -> list[Callable[[], Any]]:
+    """Both calls, base first, made in this order or swapped, each behind blocks that shift where it lies."""
+    made, spacers = [], []
+    for factory in (other, base) if swapped else (base, other):
+        spacers += [_spacer(clock.device, generator) for _ in range(SPACERS)]
+        made.append(clock.prepare(factory()))
+    return made[::-1] if swapped else made
+
+
+def placed(model: nn.Module, example: Any, call: Callable[[nn.Module, Any], Any]) -> Factory:
+    """A factory for `compare_models`: `call(model, example)` after the weights moved to fresh memory.
+
+    The model itself stays the same object, so that what was compiled for it still holds.
+    """
+
+    def make() -> Callable[[], Any]:
+        move(model)
+        own = example.clone() if isinstance(example, Tensor) else example
+        return lambda: call(model, own)
+
+    return make
+
+
+@torch.no_grad()
+def move(model: nn.Module) -> None:
+    """Give every parameter and buffer fresh memory, in place; what shared memory shares it still."""
+    stored = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    # All copies are made before any old memory is free: it could be handed out again at once.
+    fresh = {t.untyped_storage().data_ptr(): t.untyped_storage().clone() for t in stored}
+    for tensor in stored:
+        storage = fresh[tensor.untyped_storage().data_ptr()]
+        empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        tensor.data = empty.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _spacer(device: str, generator: torch.Generator) -> Tensor:
+    size = int(torch.randint(1, LARGEST_SPACER, (), generator=generator))
+    return torch.empty(size, dtype=torch.uint8, device=device)
