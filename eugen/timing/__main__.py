@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--calls", type=_words, default=["forward"], help="forward,prefill,decode, see below")
     add("--scope", type=_words, default=["model"], help="model,ffn,layer, see below")
     add("--placements", type=int, default=PLACEMENTS, help=f"places in memory for each row ({PLACEMENTS})")
-    add("--pairs", type=int, default=20, help="in each placement (20)")
+    add("--pairs", type=int, default=20, help="in each placement, an even number (20)")
     add("--seconds", type=float, default=10.0, help="at most, for the pairs of one row and condition (10)")
     add("--confidence", type=float, default=0.95, help="of the intervals (0.95)")
     add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
@@ -166,21 +166,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    _check_measurement(parser, options)
     for name, known in (("calls", CALLS), ("scope", SCOPES)):
         unknown = [word for word in getattr(options, name) if word not in known]
         if unknown:
             parser.error(f"--{name} {','.join(unknown)} is unknown: use {', '.join(known)}")
-    for name, least in (("placements", LEAST_PLACEMENTS), ("pairs", LEAST_PAIRS), ("threads", 1)):
-        if getattr(options, name) < least:
-            parser.error(f"--{name} {getattr(options, name)} must be at least {least}")
-    if options.self_check is not None and options.self_check < 1:
-        parser.error(f"--self-check {options.self_check} must be at least 1")
     if min(options.batch) < 1:
         parser.error(f"--batch {min(options.batch)} must be at least 1")
     if not 0 < options.budget <= 1:
         parser.error(f"--budget {options.budget} must be in (0, 1]: a fraction of the dense blocks' MACs")
-    if not 0 < options.confidence < 1:
-        parser.error(f"--confidence {options.confidence} must be between 0 and 1")
     gpu = options.device.startswith("cuda")
     if options.device != "cpu" and not (gpu and torch.cuda.is_available()):
         parser.error(f"--device {options.device} is not here: use cpu, or cuda where torch sees one")
@@ -188,6 +182,18 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("--cuda-graph needs --device cuda")
     if options.out and options.out.suffix != ".json":
         parser.error(f"--out {options.out} must end in .json")
+
+
+def _check_measurement(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    for name, least in (("placements", LEAST_PLACEMENTS), ("pairs", LEAST_PAIRS), ("threads", 1)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name} {getattr(options, name)} must be at least {least}")
+    if options.self_check is not None and options.self_check < 1:
+        parser.error(f"--self-check {options.self_check} must be at least 1")
+    if options.pairs % 2:
+        parser.error(f"--pairs {options.pairs} must be even: as many of either order")
+    if not 0 < options.confidence < 1:
+        parser.error(f"--confidence {options.confidence} must be between 0 and 1")
 
 
 if __name__ == "__main__":

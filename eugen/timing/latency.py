@@ -18,8 +18,8 @@ from eugen.timing.clock import Clock
 
 BOOTSTRAP_DRAWS = 2000
 LEAST_PAIRS = 10
-STEADY, ROUND, MOST_ROUNDS = 0.98, 2, 10
-"""Warm-up ends with a round of runs that is not faster than 0.98 of the best one before it."""
+STEADY, LEAST_WARM_UP, MOST_WARM_UP = 0.98, 0.05, 5.0
+"""Warm-up ends with a round that takes no less than 0.98 of the best before it; seconds, least and most."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,17 @@ def sample(
     least: int,
     max_seconds: float,
     clock: Clock,
+    whole: int = 1,
 ) -> PairedLatency:
-    """Pairs in the order base, other, other, base, …; fewer where time is up, but never below `least`."""
+    """Pairs in the order base, other, other, base, …; fewer where time is up, but never below `least`.
+
+    Args:
+        whole: end on a multiple of so many pairs; 2 keeps as many of either order.
+    """
     base_ms, other_ms = [], []
     start = time.perf_counter()
     for pair in range(pairs):
-        if pair >= least and time.perf_counter() - start > max_seconds:
+        if pair >= least and pair % whole == 0 and time.perf_counter() - start > max_seconds:
             break
         if pair % 2 == 0:
             base_ms.append(clock.milliseconds(base))
@@ -103,13 +108,13 @@ def sample(
     return PairedLatency(base_ms, other_ms)
 
 
-def warm_up(call: Callable[[], Any], clock: Clock, *, max_seconds: float = math.inf) -> int:
-    """Run until a round of runs is no longer faster than those before it; returns the number of runs."""
-    best, start, runs = math.inf, time.perf_counter(), 0
-    for _ in range(MOST_ROUNDS):
-        fastest = min(clock.milliseconds(call) for _ in range(ROUND))
-        runs += ROUND
-        if fastest >= STEADY * best or time.perf_counter() - start > max_seconds:
-            break
-        best = min(best, fastest)
-    return runs
+def warm_up(*calls: Callable[[], Any], clock: Clock) -> None:
+    """Run the calls in turn until a round is no longer faster than those before it."""
+    best, start = math.inf, time.perf_counter()
+    while True:
+        took = sum(clock.milliseconds(call) for call in calls)
+        seconds = time.perf_counter() - start
+        steady = took >= STEADY * best
+        if (steady and seconds >= LEAST_WARM_UP) or seconds >= MOST_WARM_UP:
+            return
+        best = min(best, took)

@@ -10,6 +10,7 @@ ISMM 2013).
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 from collections.abc import Callable
@@ -28,7 +29,7 @@ Factory = Callable[[], Callable[[], Any]]
 
 PLACEMENTS, LEAST_PLACEMENTS, LEAST_PAIRS = 10, 3, 2
 SPACERS, LARGEST_SPACER = 4, 2**18
-"""Blocks of random size that shift the next placement, so that it is not the last one's memory again."""
+"""Before each model so many blocks of random size are taken, up to these bytes, and kept to the end."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,23 @@ class PlacedLatency:
         """Geometric mean over placements of the median of base / other, and its interval (low, high).
 
         Medians keep what disturbs single runs out of each placement's value; Student's interval over these
-        values holds both the placements' scatter and what is left of the pairs'.
+        values holds both the placements' scatter and what is left of the runs'.
         """
-        medians = [float(placement.log_ratios().quantile(0.5)) for placement in self.placements]
-        mean, low, high = (math.exp(value) for value in mean_interval(medians, confidence))
+        mean, low, high = (math.exp(value) for value in mean_interval(self._medians(), confidence))
         return mean, low, high
 
     def scatter(self) -> float:
         """Standard deviation of the placements' log ratios: 0.03 is about three per cent."""
-        return statistics.stdev(float(p.log_ratios().quantile(0.5)) for p in self.placements)
+        return statistics.stdev(self._medians())
+
+    def _medians(self) -> list[float]:
+        """Each placement's log ratio: the median over its quadruples base, other, other, base.
+
+        Over pairs it would be the median of two heaps: in every other pair it is the base that follows its
+        own run, whose weights the caches still hold, and in the others it is the other.
+        """
+        ratios = [placement.log_ratios() for placement in self.placements]
+        return [float(pairs.view(-1, 2).mean(1).quantile(0.5)) for pairs in ratios]
 
 
 def compare_models(
@@ -77,7 +86,7 @@ def compare_models(
     Args:
         base, other: `placed(model, example, call)`, or a function of your own.
         placements: how often both are made; at least 3.
-        pairs: in each placement, at least 2.
+        pairs: in each placement, an even number.
         max_seconds: for the pairs of all placements together; each keeps at least 2 pairs.
         clock: what times a call; the CPU's by default.
 
@@ -86,42 +95,57 @@ def compare_models(
     """
     if placements < LEAST_PLACEMENTS:
         raise ValueError(f"placements={placements} must be at least {LEAST_PLACEMENTS} to tell their scatter")
-    if pairs < LEAST_PAIRS:
-        raise ValueError(f"pairs={pairs} must be at least {LEAST_PAIRS}: one of each order")
-    clock = clock or Clock()
-    generator, found = torch.Generator().manual_seed(0), []
-    share = max_seconds / placements
+    if pairs < LEAST_PAIRS or pairs % 2:
+        raise ValueError(f"pairs={pairs} must be even and at least {LEAST_PAIRS}: as many of either order")
+    clock, share, found = clock or Clock(), max_seconds / placements, []
+    generator = torch.Generator()
+    generator.seed()  # by chance: the same places in every comparison would be no sample of places
+    spacers: list[Tensor] = []
     with torch.no_grad():
         for index in range(placements):
-            first, second = _placed_calls(base, other, swapped=index % 2 == 1, clock=clock, generator=generator)
-            for call in (first, second):
-                warm_up(call, clock, max_seconds=share)
+            first, second = _placed_calls(base, other, index % 2 == 1, clock.device, generator, spacers)
+            calls = [clock.prepare(call) for call in (first, second)]
+            warm_up(*calls, clock=clock)
+            calls[0]()  # what ran before the first pair is what ran before all others of its order
             found.append(
-                sample(first, second, pairs=pairs, least=LEAST_PAIRS, max_seconds=share, clock=clock)
+                sample(*calls, pairs=pairs, least=LEAST_PAIRS, whole=2, max_seconds=share, clock=clock)
             )
+            del first, second, calls  # before the next copies are made
     return PlacedLatency(found)
 
 
 def _placed_calls(
-    base: Factory, other: Factory, *, swapped: bool, clock: Clock, generator: torch.Generator
+    base: Factory,
+    other: Factory,
+    swapped: bool,
+    device: str,
+    generator: torch.Generator,
+    spacers: list[Tensor],
 ) -> list[Callable[[], Any]]:
-    """Both calls, base first, made in this order or swapped, each behind blocks that shift where it lies."""
-    made, spacers = [], []
+    """Both calls, base first, made in this order or swapped, each behind new blocks of random size."""
+    made = []
     for factory in (other, base) if swapped else (base, other):
-        spacers += [_spacer(clock.device, generator) for _ in range(SPACERS)]
-        made.append(clock.prepare(factory()))
+        spacers += [_spacer(device, generator) for _ in range(SPACERS)]
+        made.append(factory())
     return made[::-1] if swapped else made
 
 
-def placed(model: nn.Module, example: Any, call: Callable[[nn.Module, Any], Any]) -> Factory:
-    """A factory for `compare_models`: `call(model, example)` after the weights moved to fresh memory.
+def placed(
+    model: nn.Module, example: Any, call: Callable[[nn.Module, Any], Any], *, in_place: bool = False
+) -> Factory:
+    """A factory for `compare_models`: `call(copy of the model, copy of the example)`.
 
-    The model itself stays the same object, so that what was compiled for it still holds.
+    Args:
+        in_place: the model itself, its weights moved to fresh memory; for compiled ones, whose copies
+            would be compiled anew.
     """
 
     def make() -> Callable[[], Any]:
-        move(model)
         own = example.clone() if isinstance(example, Tensor) else example
+        if not in_place:
+            copied = copy.deepcopy(model)
+            return lambda: call(copied, own)
+        move(model)
         return lambda: call(model, own)
 
     return make

@@ -155,7 +155,7 @@ class _Bench:
             error = max(error, self._check_compiled(run, eager, example))
         timed = compare_models(
             placed(base, example, _call),
-            placed(run, example, _call),
+            placed(run, example, _call, in_place=row.compiled),
             placements=self.settings.placements,
             pairs=self.settings.pairs,
             max_seconds=self.settings.seconds,

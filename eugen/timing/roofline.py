@@ -75,7 +75,7 @@ def gemm_rate(device: str, dtype: str) -> float:
 def _best_seconds(call: Callable[[], object], device: str) -> float:
     clock, best = Clock(device), math.inf
     with torch.no_grad():
-        warm_up(call, clock)
+        warm_up(call, clock=clock)
         for _ in range(TRIES):
             best = min(best, clock.milliseconds(call))
     return best / 1e3
