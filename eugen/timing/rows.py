@@ -42,9 +42,9 @@ def parse_rows(text: str) -> list[RowName]:
     """
     rows = []
     for name in split(text):
-        head, _, inner = name.partition(OF)
+        head, held, inner = name.partition(OF)
         compiled = head == COMPILE
-        rows.append(RowName(name, (inner or CONTROL) if compiled else name, compiled))
+        rows.append(RowName(name, (inner if held else CONTROL) if compiled else name, compiled))
         _kinds(rows[-1].layer)
     return [RowName(CONTROL, CONTROL, False), *(row for row in rows if row.name != CONTROL)]
 

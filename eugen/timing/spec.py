@@ -17,8 +17,10 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         return text, {}
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(word.arg is None for word in call.keywords):
-            raise ValueError("positional")
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError(rest)
+        if any(word.arg is None for word in call.keywords):
+            raise ValueError(rest)
         return name, {str(word.arg): _value(word.value) for word in call.keywords}
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{text!r} must be a name, or name(option=value, …) with plain values") from error
