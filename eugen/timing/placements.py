@@ -27,7 +27,7 @@ from eugen.timing.latency import PairedLatency, sample, warm_up
 Factory = Callable[[], Callable[[], Any]]
 """Makes a call whose data lie in fresh memory."""
 
-PLACEMENTS, LEAST_PLACEMENTS, LEAST_PAIRS = 10, 3, 2
+PLACEMENTS, LEAST_PLACEMENTS, LEAST_PAIRS = 12, 3, 2
 SPACERS, LARGEST_SPACER = 4, 2**18
 """Before each model so many blocks of random size are taken, up to these bytes, and kept to the end."""
 
@@ -61,7 +61,7 @@ class PlacedLatency:
         return statistics.stdev(self._medians())
 
     def _medians(self) -> list[float]:
-        """Each placement's log ratio: the median over its quadruples base, other, other, base.
+        """Each placement's log ratio: the median over its quadruples.
 
         Over pairs it would be the median of two heaps: in every other pair it is the base that follows its
         own run, whose weights the caches still hold, and in the others it is the other.
@@ -79,9 +79,10 @@ def compare_models(
     max_seconds: float = math.inf,
     clock: Clock | None = None,
 ) -> PlacedLatency:
-    """Time what two factories make, anew in each placement, in the order base, other, other, base, ….
+    """Time what two factories make, anew in each placement, in quadruples base, other, other, base.
 
-    Which of them is placed first alternates, so that a model beside its own copy has no side of its own.
+    Which of them is placed first alternates, and every two placements which of them begins: a model beside
+    its own copy has no side of its own. All cases occur in four placements: best is a multiple of that.
 
     Args:
         base, other: `placed(model, example, call)`, or a function of your own.
@@ -103,14 +104,14 @@ def compare_models(
     spacers: list[Tensor] = []
     with torch.no_grad():
         for index in range(placements):
-            first, second = _placed_calls(base, other, index % 2 == 1, clock.device, generator, spacers)
-            calls = [clock.prepare(call) for call in (first, second)]
+            calls = _placed_calls(base, other, index % 2 == 1, clock, generator, spacers)
             warm_up(*calls, clock=clock)
-            calls[0]()  # what ran before the first pair is what ran before all others of its order
-            found.append(
-                sample(*calls, pairs=pairs, least=LEAST_PAIRS, whole=2, max_seconds=share, clock=clock)
-            )
-            del first, second, calls  # before the next copies are made
+            if index // 2 % 2:
+                turned = _sampled(*calls[::-1], pairs, share, clock)
+                found.append(PairedLatency(turned.other_ms, turned.base_ms))
+            else:
+                found.append(_sampled(*calls, pairs, share, clock))
+            del calls  # before the next copies are made
     return PlacedLatency(found)
 
 
@@ -118,16 +119,26 @@ def _placed_calls(
     base: Factory,
     other: Factory,
     swapped: bool,
-    device: str,
+    clock: Clock,
     generator: torch.Generator,
     spacers: list[Tensor],
 ) -> list[Callable[[], Any]]:
     """Both calls, base first, made in this order or swapped, each behind new blocks of random size."""
     made = []
     for factory in (other, base) if swapped else (base, other):
-        spacers += [_spacer(device, generator) for _ in range(SPACERS)]
-        made.append(factory())
+        spacers += [_spacer(clock.device, generator) for _ in range(SPACERS)]
+        made.append(clock.prepare(factory()))
     return made[::-1] if swapped else made
+
+
+def _sampled(
+    first: Callable[[], Any], second: Callable[[], Any], pairs: int, max_seconds: float, clock: Clock
+) -> PairedLatency:
+    """Whole quadruples that begin with the first; what runs before them is what runs before all others."""
+    first()
+    return sample(
+        first, second, pairs=pairs, least=LEAST_PAIRS, whole=2, max_seconds=max_seconds, clock=clock
+    )
 
 
 def placed(
