@@ -81,8 +81,8 @@ def compare_models(
 ) -> PlacedLatency:
     """Time what two factories make, anew in each placement, in quadruples base, other, other, base.
 
-    Which of them is placed first alternates, and every two placements which of them begins: a model beside
-    its own copy has no side of its own. All cases occur in four placements: best is a multiple of that.
+    Which of them is placed first and which of them begins is drawn, each case as often as the others: a model
+    beside its own copy has no side of its own. With four cases, a multiple of four placements is best.
 
     Args:
         base, other: `placed(model, example, call)`, or a function of your own.
@@ -103,16 +103,23 @@ def compare_models(
     generator.seed()  # by chance: the same places in every comparison would be no sample of places
     spacers: list[Tensor] = []
     with torch.no_grad():
-        for index in range(placements):
-            calls = _placed_calls(base, other, index % 2 == 1, clock, generator, spacers)
+        for other_placed_first, other_begins in _roles(placements, generator):
+            calls = _placed_calls(base, other, other_placed_first, clock, generator, spacers)
             warm_up(*calls, clock=clock)
-            if index // 2 % 2:
+            if other_begins:
                 turned = _sampled(*calls[::-1], pairs, share, clock)
                 found.append(PairedLatency(turned.other_ms, turned.base_ms))
             else:
                 found.append(_sampled(*calls, pairs, share, clock))
             del calls  # before the next copies are made
     return PlacedLatency(found)
+
+
+def _roles(placements: int, generator: torch.Generator) -> list[tuple[bool, bool]]:
+    """Whether the other is placed first, and whether it begins; drawn, as freed memory too comes in turns."""
+    cases = [(False, False), (True, True), (False, True), (True, False)] * math.ceil(placements / 4)
+    order = torch.randperm(placements, generator=generator).tolist()
+    return [cases[index] for index in order]
 
 
 def _placed_calls(
