@@ -144,6 +144,13 @@ def test_growing_slower_run_by_run_cancels():
     assert PlacedLatency([PairedLatency(base, other)] * 3).speedup() == pytest.approx((2, 2, 2))
 
 
+def test_median_is_of_quadruples_not_of_pairs():
+    """Quadruples say 0.1, 0 and 0; the two heaps of pairs would meet at 0.05."""
+    logs = [-0.1, 0.3, -0.3, 0.3, -0.2, 0.2]
+    placement = PairedLatency([math.exp(value) for value in logs], [1.0] * 6)
+    assert PlacedLatency([placement] * 3).speedup() == pytest.approx((1, 1, 1))
+
+
 def test_each_placement_weighs_the_same_however_many_pairs_it_has():
     few, many = PairedLatency([2.0] * 2, [1.0] * 2), PairedLatency([8.0] * 20, [1.0] * 20)
     assert PlacedLatency([few, many, few]).speedup()[0] == pytest.approx((2 * 8 * 2) ** (1 / 3))
