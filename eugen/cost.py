@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from eugen.ffn import FFNLayer
 from eugen.parts import grouped
@@ -31,6 +34,23 @@ class ModelCost:
     weight_bytes: int
     ffn_params: int
     ffn_macs: int
+
+
+@dataclass(frozen=True)
+class CallCost:
+    """What one call asks of any device.
+
+    Attributes:
+        macs: multiply-accumulates of its matrix products by the dtype of their operands, as "float32".
+        weight_bytes: the weights that it reads, each once; of a table whose rows are looked up, those rows.
+        io_bytes: its inputs and its outputs, each once. With the weights the least that has to be moved.
+        activation_bytes: what its operators read and write beside weights if each goes to memory by itself.
+    """
+
+    macs: dict[str, int]
+    weight_bytes: int
+    io_bytes: int
+    activation_bytes: int
 
 
 def _product_flops(a: torch.Size, b: torch.Size, *_: object, **__: object) -> int:
@@ -76,3 +96,105 @@ def _outermost(module: nn.Module) -> list[FFNLayer]:
     if isinstance(module, FFNLayer):
         return [module]
     return [layer for child in module.children() for layer in _outermost(child)]
+
+
+def call_cost(function: Callable[[], Any], model: nn.Module) -> CallCost:
+    """Products and bytes of a call without gradients, from the operators that it runs.
+
+    Args:
+        function: the call, run twice; not compiled, as compiled code shows no operators.
+        model: whose parameters and buffers count as weights.
+    """
+    counted, moved = _Operators(model), _Operators(model)
+    with torch.no_grad():
+        with sdpa_kernel(SDPBackend.MATH), counted:  # see count_macs
+            function()
+        with moved:  # as it runs: attention is one operator, and its scores go nowhere
+            outputs = function()
+    results = {_place(t): _held_bytes(t) for t in _tensors(outputs)}
+    return CallCost(
+        macs=counted.macs,
+        weight_bytes=moved.weight_bytes(),
+        io_bytes=sum(results.values()) + sum(moved.inputs.values()),
+        activation_bytes=moved.activation_bytes,
+    )
+
+
+_LOOK_UPS = {
+    torch.ops.aten.embedding,
+    torch.ops.aten.index,
+    torch.ops.aten.index_select,
+    torch.ops.aten.gather,
+}
+
+
+class _Operators(TorchDispatchMode):
+    """Counts operators' products and bytes. Views are free; only what an operator names is read."""
+
+    def __init__(self, model: nn.Module) -> None:
+        from torch.utils.flop_counter import flop_registry, shape_wrapper
+
+        super().__init__()
+        own = {operator: shape_wrapper(count) for operator, count in UNCOUNTED_BY_TORCH.items()}
+        self._flops: dict[Any, Callable] = {**flop_registry, **own}
+        storages = (t.untyped_storage() for t in (*model.parameters(), *model.buffers()))
+        self._weights = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        self._read: dict[int, dict[Any, int]] = {}
+        self._made: dict[int, Tensor] = {}
+        self.inputs: dict[Any, int] = {}
+        self.macs: dict[str, int] = {}
+        self.activation_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = _tensors((args, kwargs))
+        result = func(*args, **kwargs)
+        packet, made = func._overloadpacket, _tensors(result)
+        if packet in self._flops:
+            macs = self._flops[packet](*args, **kwargs, out_val=result) // 2
+            dtype = str(given[0].dtype).removeprefix("torch.")
+            self.macs[dtype] = self.macs.get(dtype, 0) + macs
+        known = {_storage(t) for t in given}
+        if not func._schema.is_mutable and any(_storage(t) in known for t in made):
+            return result  # a view
+        for index, tensor in enumerate(given):
+            looked_up = packet in _LOOK_UPS and index == 0
+            self._count_read(tensor, _held_bytes(made[0] if looked_up else tensor))
+        for tensor in made:
+            self.activation_bytes += _held_bytes(tensor)
+            # Held until the end, so that no later tensor is taken for this one by its address.
+            self._made[_storage(tensor)] = tensor
+        return result
+
+    def _count_read(self, tensor: Tensor, size: int) -> None:
+        storage = _storage(tensor)
+        if storage in self._weights:
+            self._read.setdefault(storage, {})[_place(tensor)] = size
+            return
+        self.activation_bytes += size
+        if storage not in self._made:
+            self.inputs[_place(tensor)] = size
+
+    def weight_bytes(self) -> int:
+        """Each weight at most once, whatever parts of it were read."""
+        return sum(min(self._weights[place], sum(parts.values())) for place, parts in self._read.items())
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Names the memory that a tensor shows: equal for a matrix and its transpose."""
+    strides = sorted(zip(tensor.stride(), tensor.shape, strict=True))
+    return _storage(tensor), tensor.storage_offset(), tuple(strides)
+
+
+def _held_bytes(tensor: Tensor) -> int:
+    """Bytes of its distinct elements: those of an expanded tensor are repeated, not stored."""
+    sizes = (n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0 or n == 0)
+    return math.prod(sizes) * tensor.element_size()

@@ -1,45 +1,14 @@
-"""Interleaved latencies on a clock of our own, intervals of samples with a known ratio, counted memory."""
+"""Interleaved latencies on a clock of our own, and intervals of samples with a known ratio."""
 
 from __future__ import annotations
 
 import math
-import types
 
 import pytest
 import torch
-from torch import nn
 
-from eugen import timing
-from eugen.timing import PairedLatency, compare, peak_bytes
+from eugen.timing import PairedLatency, compare
 from tests.eugen.blocks import generator
-
-
-class Clock:
-    """Stands still until told: seconds are those that the timed functions say they took."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.calls: list[str] = []
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def function(self, name: str, *seconds: float):
-        """A function that takes these times in turn."""
-
-        def run() -> None:
-            assert not torch.is_grad_enabled()
-            self.now += seconds[self.calls.count(name) % len(seconds)]
-            self.calls.append(name)
-
-        return run
-
-
-@pytest.fixture
-def clock(monkeypatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(timing, "time", types.SimpleNamespace(perf_counter=clock.perf_counter))
-    return clock
 
 
 def test_runs_alternate_and_samples_stay_with_their_function(clock):
@@ -90,50 +59,6 @@ def test_less_confidence_narrower_interval_and_swapped_sides_invert():
     assert low < near <= middle <= far < high
     inverse = PairedLatency(latency.other_ms, latency.base_ms).speedup()
     assert inverse == pytest.approx((1 / middle, 1 / high, 1 / low), rel=1e-6)
-
-
-WEIGHT_BYTES = (10 * 10 + 10) * 4
-
-
-def test_peak_is_the_most_that_lives_at_one_time():
-    model = nn.Linear(10, 10)
-
-    def function() -> None:
-        first = torch.zeros(1000)  # 4000 bytes
-        second = first + 1  # 8000 at once
-        del first
-        third = second * 2  # 8000 again
-        del second, third
-        torch.zeros(1500)  # 6000
-
-    assert peak_bytes(function, model) == WEIGHT_BYTES + 8000
-
-
-def test_views_and_writes_in_place_cost_nothing():
-    def function() -> None:
-        x = torch.zeros(30, 40)  # 4800 bytes
-        y = x.view(40, 30)
-        del x
-        y.add_(1).mul_(2)
-        z = y.t()[3:]
-        del y
-        z.sum()  # 4 bytes more
-
-    assert peak_bytes(function, nn.Linear(10, 10)) == WEIGHT_BYTES + 4800 + 4
-
-
-def test_weights_count_once_and_activations_beside_them():
-    model = nn.Sequential(nn.Linear(10, 10), nn.ReLU(inplace=True))
-    model.append(model[0])
-    x = torch.zeros(7, 10)
-    output = 7 * 10 * 4
-    assert peak_bytes(lambda: model(x), model) == WEIGHT_BYTES + 2 * output
-
-
-def test_repeated_calls_count_the_same():
-    model = nn.Sequential(nn.Linear(10, 50), nn.GELU(), nn.Linear(50, 10))
-    x = torch.zeros(7, 10)
-    assert len({peak_bytes(lambda: model(x), model) for _ in range(3)}) == 1
 
 
 def test_a_real_pair_has_positive_latencies():
