@@ -91,8 +91,11 @@ class ProfileSettings(Section):
 
     batches: list[PositiveInt] = Field(min_length=1)
     pairs: int = Field(ge=10)
+    """Of a comparison, over all placements; each placement has an even number, at least 2."""
+    placements: int = Field(default=12, ge=3)
+    """How often both networks are copied to fresh memory (docs/profiling.md)."""
     seconds: PositiveFloat = 6.0
-    """Time limit of one comparison; at least 10 pairs are measured whatever they take."""
+    """Time limit of one comparison; 2 pairs of each placement are measured whatever they take."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 

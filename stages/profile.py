@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import eugen
-from eugen.cost import ModelCost, model_cost
-from eugen.timing import compare, peak_bytes
+from eugen.cost import ModelCost, count_macs, model_cost
+from eugen.timing import Clock, compare_models, energy_per_call, peak_memory, placed
 from stages import params, timings
 from stages.data.verify import sha256_file
 from stages.models import (
@@ -33,6 +33,8 @@ from stages.tracking import Run, environment, record, stage_run
 
 CELLS, METRICS = Path("results/cells"), Path("results/metrics")
 PICTURES = Path("results/pictures")
+ENERGY_SECONDS = 1.0
+"""How long a call is repeated where the device has a meter."""
 
 
 def profile(
@@ -129,28 +131,44 @@ def measure_latency(
     dtype = getattr(torch, chosen.dtype)
     models = [model.to(device=device, dtype=dtype) for model in (dense, student)]
     measured = []
+    pairs = max(2, chosen.pairs // chosen.placements // 2 * 2)
     for batch in chosen.batches:
         example = task.example(batch)
         example = example.to(device, dtype if example.is_floating_point() else None)
-        base, other = (partial(task.call, model, example) for model in models)
-        costs = [model_cost(m, example, task.call).macs for m in models]
-        timed = compare(base, other, pairs=chosen.pairs, max_seconds=chosen.seconds, device=device)
+        calls = [partial(task.call, model, example) for model in models]
+        macs = [count_macs(call) for call in calls]
+        timed = compare_models(
+            *(placed(model, example, task.call) for model in models),
+            placements=chosen.placements,
+            pairs=pairs,
+            max_seconds=chosen.seconds,
+            clock=Clock(device),
+        )
         speedup, low, high = timed.speedup()
         run.progress(f"budget {budget:g}, batch {batch}: {speedup:.2f}x [{low:.2f}, {high:.2f}]")
+        peaks = [peak_memory(call, model, device=device) for call, model in zip(calls, models, strict=True)]
+        assert peaks[0].allocated and peaks[1].allocated  # counted: nothing here is compiled
+        energy = [energy_per_call(call, device=device, seconds=ENERGY_SECONDS) for call in calls]
         latency = record.Latency(
             budget=budget,
             device=device,
             dtype=chosen.dtype,
             batch=batch,
             threads=settings.run.timing_threads,
+            placements=chosen.placements,
             dense_ms=timed.base_ms,
             method_ms=timed.other_ms,
             speedup=speedup,
             speedup_low=low,
             speedup_high=high,
-            speedup_limit=costs[0] / costs[1],
-            peak_bytes_dense=peak_bytes(base, models[0], device=device),
-            peak_bytes_method=peak_bytes(other, models[1], device=device),
+            speedup_limit=macs[0] / macs[1],
+            peak_bytes_dense=peaks[0].allocated,
+            peak_bytes_method=peaks[1].allocated,
+            reserved_bytes_dense=peaks[0].reserved,
+            reserved_bytes_method=peaks[1].reserved,
+            joules_dense=energy[0].joules_per_call,
+            joules_method=energy[1].joules_per_call,
+            energy_meter=energy[1].meter,
         )
         measured.append(latency)
     return measured

@@ -69,8 +69,8 @@ def _trade_off(inputs: Inputs, task: str, timing: points.Timing) -> Figure:
     ).properties(width=WIDTH, height=300)
     caption = (
         f"Quality against measured speed-up, {_timing_text(timing)}. Hollow: after transfer alone; filled: "
-        "after fine-tuning, and the dense network. Bars: 95 % intervals (bootstrap over timing pairs, "
-        "Student t over seeds; none for one seed)."
+        "after fine-tuning, and the dense network. Bars: 95 % intervals, of the timings "
+        "and over seeds (none for one seed)."
     )
     if any(row["label"] for row in rows):
         caption += " A thin line joins a method's budgets, which are written beside it."

@@ -26,10 +26,11 @@ COLUMNS = {
     "device": "where latency was measured",
     "dtype": "precision in which latency was measured, for both networks",
     "batch": "examples per forward pass",
-    "speedup": "dense latency over the method's: whole model, median over interleaved pairs",
-    "speedup_ci95": "half-width of the 95 % bootstrap interval of speedup",
+    "speedup": "dense latency over the method's: whole model, interleaved pairs",
+    "speedup_ci95": "half-width of the 95 % interval of speedup",
     "speedup_limit": "the speed-up if time followed MACs",
     "peak_memory_ratio": "peak memory of a forward pass over the dense network's",
+    "energy_ratio": "energy of a forward pass over the dense network's; empty without a meter",
     "transfer_seconds": "mean seconds per seed to transfer all blocks",
     "finetune_seconds": "mean seconds per seed to fine-tune; empty if it was not",
     "provisional": "smoke sizes, uncommitted source or a single seed: never in the README",
@@ -105,6 +106,13 @@ def _cost_columns(record: CellRecord, budget: float) -> dict[str, Any]:
     }
 
 
+def energy_ratio(latency: Latency) -> float | None:
+    """Energy of a forward pass over the dense network's; None without a meter."""
+    if latency.joules_method is None or latency.joules_dense is None:
+        return None
+    return latency.joules_method / latency.joules_dense
+
+
 def _timing_columns(latency: Latency | None) -> dict[str, Any]:
     if latency is None:
         return {}
@@ -116,4 +124,5 @@ def _timing_columns(latency: Latency | None) -> dict[str, Any]:
         "speedup_ci95": (latency.speedup_high - latency.speedup_low) / 2,
         "speedup_limit": latency.speedup_limit,
         "peak_memory_ratio": latency.peak_bytes_method / latency.peak_bytes_dense,
+        "energy_ratio": energy_ratio(latency),
     }

@@ -18,7 +18,7 @@ from stages.reporting.intervals import (
     scores,
 )
 from stages.reporting.settings import in_words, setting_scores, settings_of
-from stages.reporting.table import COLUMNS, cost_at, is_provisional, latencies_at, results
+from stages.reporting.table import COLUMNS, cost_at, energy_ratio, is_provisional, latencies_at, results
 from stages.tracking.record import CellRecord, SeedResult
 
 LONG = 48
@@ -144,14 +144,14 @@ def comparisons(records: list[CellRecord]) -> Table:
 
 def latency(records: list[CellRecord]) -> Table:
     """Measured latency and speed-up per batch size beside the limit that MACs set."""
-    columns = ["method", "budget", "device", "dtype", "threads", "batch", "pairs", "dense, ms", "method, ms"]
-    columns += ["dense, examples/s", "method, examples/s"]
-    columns += ["speed-up", "limit by MACs", "share of limit", "peak memory"]
+    columns = ["method", "budget", "device", "dtype", "threads", "batch", "placements", "pairs"]
+    columns += ["dense, ms", "method, ms", "dense, examples/s", "method, examples/s"]
+    columns += ["speed-up", "limit by MACs", "share of limit", "peak memory", "energy"]
     rows = []
     for record in records:
         for x in (x for budget in budgets(record) for x in latencies_at(record, budget)):
             row = [record.method, f"{x.budget:g}", x.device, x.dtype, str(x.threads), str(x.batch)]
-            row += [str(len(x.dense_ms))]
+            row += [str(x.placements), str(len(x.dense_ms))]
             medians = [median(ms) if ms else None for ms in (x.dense_ms, x.method_ms)]
             row += [text.number(ms) for ms in medians]
             row += [text.number(1000 * x.batch / ms if ms else None) for ms in medians]
@@ -159,12 +159,13 @@ def latency(records: list[CellRecord]) -> Table:
             row += [
                 text.ratio(x.speedup / x.speedup_limit),
                 text.ratio(x.peak_bytes_method / x.peak_bytes_dense),
+                text.ratio(energy_ratio(x)),
             ]
             rows.append(row)
     caption = (
         "Whole-model latency (medians), examples per second at that latency, and speed-up with its 95 % "
-        "bootstrap interval, from pairs that ran interleaved in one process, beside the speed-up if time "
-        "followed MACs. Memory is relative to dense."
+        "interval, from pairs that ran interleaved in one process at several places in memory, beside the "
+        "speed-up if time followed MACs. Memory and energy are relative to dense; no energy: no meter."
     )
     return Table(caption, columns, rows)
 

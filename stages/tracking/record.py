@@ -108,17 +108,26 @@ class Latency(Record):
     dtype: str
     batch: PositiveInt
     threads: PositiveInt
+    placements: PositiveInt = 1
+    """In how many places in memory both were timed; the samples stand placement by placement."""
     dense_ms: list[float]
     method_ms: list[float]
     speedup: PositiveFloat
-    """Median over pairs of dense / method."""
+    """Dense / method: mean over placements of their medians; of one placement the median over pairs."""
     speedup_low: PositiveFloat
     speedup_high: PositiveFloat
-    """Bootstrap 95 % interval of the median."""
+    """95 % interval, Student's over placements; of one placement the bootstrap's over pairs."""
     speedup_limit: PositiveFloat
     """The same ratio if time followed MACs."""
     peak_bytes_dense: PositiveInt
     peak_bytes_method: PositiveInt
+    reserved_bytes_dense: PositiveInt | None = None
+    reserved_bytes_method: PositiveInt | None = None
+    """What CUDA's allocator held."""
+    joules_dense: PositiveFloat | None = None
+    joules_method: PositiveFloat | None = None
+    """Of one call, idle power included; None without a meter."""
+    energy_meter: str | None = None
 
 
 class CellRecord(Record):

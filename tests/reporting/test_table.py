@@ -8,7 +8,7 @@ from statistics import fmean
 import pandas as pd
 import pytest
 
-from stages.reporting.table import results, to_csv
+from stages.reporting.table import energy_ratio, results, to_csv
 
 from . import factory
 
@@ -32,6 +32,7 @@ COLUMNS = [
     "speedup_ci95",
     "speedup_limit",
     "peak_memory_ratio",
+    "energy_ratio",
     "transfer_seconds",
     "finetune_seconds",
     "provisional",
@@ -91,6 +92,9 @@ def test_speed_and_cost_columns():
     assert row["speedup"] == latency.speedup
     assert row["speedup_ci95"] == pytest.approx((latency.speedup_high - latency.speedup_low) / 2)
     assert row["peak_memory_ratio"] == latency.peak_bytes_method / latency.peak_bytes_dense
+    assert pd.isna(row["energy_ratio"])
+    metered = latency.model_copy(update={"joules_dense": 0.5, "joules_method": 0.2})
+    assert energy_ratio(metered) == pytest.approx(0.4)
     assert row["macs_ratio"] == record.costs[0].macs / record.costs[0].macs_dense
 
 
