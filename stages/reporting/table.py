@@ -40,7 +40,7 @@ COLUMNS = {
 def results(records: list[CellRecord]) -> pd.DataFrame:
     """All rows with the columns of `COLUMNS`, in the order of the records."""
     rows = [row for record in records for row in _rows(record)]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"batch": "Int64"})
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"batch": "Int64", "energy_ratio": float})
 
 
 def to_csv(frame: pd.DataFrame) -> str:
