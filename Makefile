@@ -4,6 +4,7 @@
 #   make bench ENGINE=dvc         without Prefect
 #   make test [ARGS="-k name"]    the test suite
 #   make lint                     style, types, import contracts, generated tables
+#   make gpu-check                all figures of this machine's GPU in nine minutes; torch and timm are enough
 #   make ui                       MLflow's pages with the runs, on this machine only
 
 PYTHON ?= python3
@@ -19,7 +20,10 @@ STAMP := .venv/.stamp-$(shell cat pyproject.toml constraints.txt | cksum | cut -
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 RUN := $(IN_VENV) .venv/bin/python -m
 
-.PHONY: bench test lint ui
+# Without set-up: machines with a GPU bring their own torch.
+GPU_PYTHON := $(or $(wildcard .venv/bin/python),$(PYTHON))
+
+.PHONY: bench test lint gpu-check ui
 bench: $(STAMP)
 	@$(RUN) flows.benchmark $(if $(PROFILE),--profile $(PROFILE)) $(if $(ENGINE),--engine $(ENGINE))
 
@@ -32,6 +36,9 @@ lint: $(STAMP)
 	@$(RUN) basedpyright
 	@$(IN_VENV) lint-imports
 	@$(RUN) stages.report --check
+
+gpu-check:
+	@$(GPU_PYTHON) -m benchmarks.gpu_check $(ARGS)
 
 ui: $(STAMP)
 	@$(RUN) stages.tracking.ui

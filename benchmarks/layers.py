@@ -23,13 +23,16 @@ from benchmarks.machine import FORMAT, environment, load, machine_name, write, w
 from benchmarks.rows import CONTROL, Row, rows
 from benchmarks.tables import markdown
 from eugen.ffn import DenseFFN, FFNLayer, new_linear
+from eugen.kernels.feature_map import lack
 from eugen.timing import compare
+from eugen.timing.roofline import measure_rates
 
 SHAPES = ((1, 384), (128, 768), (1576, 768), (4096, 1024))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 """Relative RMS between fast path and definition; a dtype that is not listed is as coarse as bfloat16."""
 PAIRS = 300
+CUT = {"status": "cut", "reason": "not begun: time was up"}
 CONFIDENCE = 0.95
 
 
@@ -82,23 +85,29 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure_all(
-    condition: Condition, chosen: list[Row], seconds: float, *, conditions: int = 1
+    condition: Condition,
+    chosen: list[Row],
+    seconds: float,
+    *,
+    conditions: int = 1,
+    deadline: float = math.inf,
 ) -> list[dict[str, Any]]:
     """Every row under one condition; void where the control does not cover 1.
 
     Args:
         seconds: at most this long for the pairs of a row, though never fewer than ten pairs.
         conditions: how many share the control's confidence, so that chance alone voids one run in twenty.
+        deadline: of `time.perf_counter`; rows not begun by then are listed as cut, but for the control.
     """
     generator = torch.Generator().manual_seed(0)
-    dense = _dense(condition, generator)
+    dense = dense_block(condition, generator)
     x = torch.randn(condition.tokens, condition.d, generator=generator).to(dense.up.weight)
     rates = _rates(dense)
     results = []
     for row in chosen:
-        results.append(
-            asdict(condition) | {"row": row.name} | _attempt(row, dense, x, rates, seconds, conditions)
-        )
+        late = row.name != CONTROL and time.perf_counter() > deadline
+        found = CUT if late else _attempt(row, dense, x, rates, seconds, conditions)
+        results.append(asdict(condition) | {"row": row.name} | found)
         print(_progress(results[-1]), file=sys.stderr, flush=True)
     control = next(result for result in results if result["row"] == CONTROL)
     void = is_void(control)
@@ -118,6 +127,9 @@ def _attempt(
         if row.name == CONTROL:
             tail = (1 - CONFIDENCE) / conditions
             return _timed(copy.deepcopy(dense), dense, x, rates, seconds, confidence=1 - tail)
+        lacking = lack(x.device, x.dtype) if row.needs_kernel else None
+        if lacking is not None:
+            raise ValueError(f"the fused kernel does not run here, `eugen` is composed: {lacking}")
         config = row.config()
         layer = config.build(dense, generator=torch.Generator().manual_seed(1)).eval()
         with torch.no_grad():
@@ -176,7 +188,8 @@ def _timed(
     }
 
 
-def _dense(condition: Condition, generator: torch.Generator) -> DenseFFN:
+def dense_block(condition: Condition, generator: torch.Generator) -> DenseFFN:
+    """The block of a condition, with random weights."""
     like = torch.empty(0, dtype=DTYPES[condition.dtype], device=condition.device)
     d = condition.d
     up = new_linear(d, 4 * d, like=like, generator=generator)
@@ -184,8 +197,15 @@ def _dense(condition: Condition, generator: torch.Generator) -> DenseFFN:
 
 
 def _rates(dense: DenseFFN) -> Rates:
-    """A matrix product of the block's shape, and a matrix-vector product that reads as many bytes."""
+    """A matrix product of the block's shape, and a matrix-vector product that reads as many bytes.
+
+    On a GPU, which products of that size do not fill, those of `eugen.timing.roofline`.
+    """
     weight, d = dense.up.weight.detach(), dense.in_features
+    if weight.is_cuda:
+        dtype = str(weight.dtype).removeprefix("torch.")
+        found = measure_rates(str(weight.device), dtype)
+        return Rates(found.macs_per_s[dtype], found.bytes_per_s)
     tokens = torch.zeros(1024, d).to(weight)
     lines = _weight_bytes(dense) // (4 * d)
     read, vector = torch.zeros(lines, d, device=weight.device), torch.zeros(d, device=weight.device)

@@ -16,7 +16,7 @@ import torch
 FORMAT = 1
 """Of the records; what reads them refuses another."""
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("eugen", "benchmarks", "pyproject.toml")
+SOURCES = ("eugen", "benchmarks", "stages/networks", "pyproject.toml")
 """What counts as source: the records themselves do not."""
 
 

@@ -22,6 +22,8 @@ class Row:
     config: Callable[[], LayerConfig]
     merge: bool = True
     """Measured after `merged()`, as it would be deployed."""
+    needs_kernel: bool = False
+    """Has a meaning only where EUGen's fused kernel runs."""
 
 
 def rows(budget: float, names: list[str] | None = None) -> list[Row]:
@@ -54,11 +56,18 @@ def _of_registry(name: str, budget: float) -> Callable[[], LayerConfig]:
 
 
 def _variants(budget: float) -> list[Row]:
-    """EUGens whose cost differs in kind: fewer products, no norm, one projection, kept output matrix."""
+    """EUGens whose cost differs in kind: fewer products, no norm, one projection, kept output matrix;
+    and both ways to compute its features on a GPU.
+    """
 
     def variant(name: str, **options: Any) -> Row:
         return Row(name, lambda: eugen.EUGenConfig(**{"budget": budget, **options}))
 
+    # Where the kernel does not run, both are the row `eugen`.
+    kernels = [
+        dataclasses.replace(variant(f"eugen_{kernel}", kernel=kernel), needs_kernel=True)
+        for kernel in ("fused", "composed")
+    ]
     unmerged = variant("eugen_unmerged", budget=(1 + budget) / 2, merge=False)
     return [
         variant("eugen_no_norm", norm_slot=False),
@@ -66,6 +75,7 @@ def _variants(budget: float) -> list[Row]:
         variant("eugen_powers", sharing="powers", direct_linear=True, projection="teacher"),
         # The output matrix stays and is half of the block's MACs: the budget is of the other half.
         dataclasses.replace(unmerged, merge=False),
+        *kernels,
     ]
 
 

@@ -13,12 +13,17 @@ COLUMNS = ("row", "speed-up", "MAC limit", "of limit", "roofline", "binds", "den
 
 def markdown(record: dict[str, Any]) -> str:
     """The whole page."""
-    lines = ["# Latency of the layers", "", *_head(record), ""]
-    for (dtype, tokens, d), results in groupby(
-        record["results"], key=lambda result: (result["dtype"], result["tokens"], result["d"])
+    return "\n".join(["# Latency of the layers", "", *_head(record), "", *sections(record["results"])])
+
+
+def sections(results: list[dict[str, Any]], *, level: int = 2) -> list[str]:
+    """The lines of every condition's table, each under a heading of this level."""
+    lines = []
+    for (dtype, tokens, d), found in groupby(
+        results, key=lambda result: (result["dtype"], result["tokens"], result["d"])
     ):
-        lines += [f"## {dtype}, {tokens} × {d}", "", *_condition(list(results)), ""]
-    return "\n".join(lines)
+        lines += [f"{'#' * level} {dtype}, {tokens} × {d}", "", *_condition(list(found)), ""]
+    return lines
 
 
 def _head(record: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from eugen.ffn import FFNLayer
+from eugen.kernels import feature_map
 from eugen.parts import grouped
 from eugen.sites import find_ffns
 
@@ -63,6 +64,7 @@ UNCOUNTED_BY_TORCH = {
     torch.ops.aten._grouped_mm: _product_flops,
     grouped.PRODUCT: _product_flops,
     grouped.OUTER_PRODUCT: lambda a, b, *_, **__: 2 * a[0] * a[1] * b[1],
+    feature_map.OPERATOR: lambda x, rows, *_, **__: 2 * x[0] * rows[0] * rows[1],
 }
 """Operators that torch's FLOP counter does not know, and their FLOPs (its `custom_mapping`)."""
 

@@ -165,6 +165,19 @@ def test_bench_passes_profile_and_engine_on(clone, words, asked):
     assert " ".join(calls[-1][0].split()) == asked
 
 
+def test_the_check_of_a_gpu_sets_nothing_up_and_takes_what_is_set_up(clone):
+    result, calls = make(clone, "gpu-check", "ARGS=--quick")
+    assert result.returncode == 0, result.stderr
+    assert [call[0] for call in calls] == ["-m benchmarks.gpu_check --quick"]
+    assert not stamps(clone)
+    shutil.copy(clone / "inner", clone / "outer")  # whatever runs now is .venv's or leaves no .venv
+    (clone / ".venv/bin").mkdir(parents=True, exist_ok=True)
+    (clone / ".venv/bin/python").write_text("#!/bin/sh\necho own $* >> log\n")
+    (clone / ".venv/bin/python").chmod(0o755)
+    _, calls = make(clone, "gpu-check")
+    assert [call[0].strip() for call in calls] == ["own -m benchmarks.gpu_check"]
+
+
 def test_commands_find_the_projects_python_and_send_no_telemetry(clone):
     _, calls = make(clone, "bench")
     assert calls[-1][1:] == [str(clone / ".venv/bin"), "1truefalse"]

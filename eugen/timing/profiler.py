@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from eugen.timing.energy import Energy, energy_per_call
 from eugen.timing.environment import environment, load
 from eugen.timing.memory import Memory, peak_memory
 from eugen.timing.placements import PLACEMENTS, PlacedLatency, compare_models, placed
-from eugen.timing.record import FAILED, REFUSED, TIMED, Measured, Profile, Row
+from eugen.timing.record import CUT, FAILED, REFUSED, TIMED, Measured, Profile, Row
 from eugen.timing.roofline import Rates, measure_rates
 from eugen.timing.rows import CONTROL, RowName, build, compare_outputs, config_of
 from eugen.timing.subjects import Part, Subject, block_inputs, parts
@@ -42,6 +43,7 @@ class Settings:
         cold, cuda_graph: see `Clock`.
         energy_seconds: repeat a call so long for its energy; 0 leaves it out.
         trace: folder for a trace of each row.
+        total_seconds: rows not begun by then are listed as cut, but for the control. None: no end.
     """
 
     budget: float = 0.3
@@ -58,6 +60,7 @@ class Settings:
     cuda_graph: bool = False
     energy_seconds: float = 1.0
     trace: Path | None = None
+    total_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,9 @@ class _Bench:
         self.dense = subject.model.to(settings.device, self.dtype).eval()
         self.clock = Clock(settings.device, cold=settings.cold, cuda_graph=settings.cuda_graph)
         self._dense_macs: dict[tuple[str, int, str], int] = {}
+        self._seen: dict[tuple[str, int, str, str], None] = {}
+        total = math.inf if settings.total_seconds is None else settings.total_seconds
+        self._end = time.perf_counter() + total
 
     def conditions(self) -> Iterator[Condition]:
         for call in self.settings.calls:
@@ -128,22 +134,41 @@ class _Bench:
                 example = self._on_device(self.subject.inputs(call, batch))
                 for scope in self.settings.scopes:
                     for part in parts(self.dense, example, scope):
+                        self._seen[call, batch, scope, part.name] = None
                         yield Condition(call, batch, scope, part)
 
     def row(self, row: RowName) -> Iterator[Row]:
         """The row under every condition; a layer is built once, and fails once for all of them."""
+        if self._is_late(row):
+            yield from self._cut(row, set())
+            return
         try:
             model, error = build(row.layer, self.dense, self.settings.budget, self._check_inputs(row))
         except Exception as failure:
             for c in self.conditions():
                 yield _broken(row, c, failure)
             return
+        done: set[tuple[str, int, str, str]] = set()
         for c in self.conditions():
+            if self._is_late(row):
+                yield from self._cut(row, done)
+                return
+            done.add((c.call, c.batch, c.scope, c.part.name))
             try:
                 measured = self._measure(row, model, error, c)
                 yield Row(row.name, c.call, c.batch, c.scope, c.part.name, TIMED, measured=measured)
             except Exception as failure:
                 yield _broken(row, c, failure)
+
+    def _is_late(self, row: RowName) -> bool:
+        return row.name != CONTROL and time.perf_counter() > self._end
+
+    def _cut(self, row: RowName, done: set[tuple[str, int, str, str]]) -> Iterator[Row]:
+        """The row under the conditions that the control ran under, but for those that are done."""
+        reason = f"not begun: {self.settings.total_seconds:.0f} s were up"
+        for place in self._seen:
+            if place not in done:
+                yield Row(row.name, *place, CUT, reason=reason)
 
     def _measure(self, row: RowName, model: nn.Module, error: float, c: Condition) -> Measured:
         base, eager, example = c.part.of(self.dense), c.part.of(model), c.part.example

@@ -17,7 +17,8 @@ from eugen.timing.roofline import Rates
 
 FORMAT = 1
 """Of the record; `Profile.read` refuses another."""
-TIMED, REFUSED, FAILED = "timed", "refused", "failed"
+TIMED, REFUSED, FAILED, CUT = "timed", "refused", "failed", "cut"
+"""What became of a row; `cut`: time was up before it began."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ class Row:
     measured: Measured | None = None
 
     def __post_init__(self) -> None:
-        if self.status not in (TIMED, REFUSED, FAILED):
-            raise ValueError(f"status={self.status!r} must be {TIMED}, {REFUSED} or {FAILED}")
+        if self.status not in (TIMED, REFUSED, FAILED, CUT):
+            raise ValueError(f"status={self.status!r} must be {TIMED}, {REFUSED}, {FAILED} or {CUT}")
         if (self.measured is None) == (self.status == TIMED) or (self.reason is None) == (
             self.status != TIMED
         ):
@@ -157,16 +158,30 @@ class Profile:
         Raises:
             ValueError: another format, or contents that no profile has.
         """
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found.get("format") != FORMAT:
-            raise ValueError(f"{path}: format {found.get('format')!r} is not {FORMAT}: profile anew")
         try:
-            found["environment"] = Environment(**found["environment"])
-            found["rates"] = Rates(**found["rates"])
-            found["rows"] = [_row(row) for row in found["rows"]]
-            return cls(**found)
+            return cls.of(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def of(cls, found: Any) -> Profile:
+        """A record from what its JSON holds.
+
+        Raises:
+            ValueError: another format, or contents that no profile has.
+        """
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            form = found.get("format") if isinstance(found, dict) else None
+            raise ValueError(f"format {form!r} is not {FORMAT}: profile anew")
+        try:
+            parts = {
+                "environment": Environment(**found["environment"]),
+                "rates": Rates(**found["rates"]),
+                "rows": [_row(row) for row in found["rows"]],
+            }
+            return cls(**{**found, **parts})
         except (TypeError, KeyError) as error:
-            raise ValueError(f"{path}: no record of a profile ({error})") from error
+            raise ValueError(f"no record of a profile ({error})") from error
 
     def ended(self, rows: list[Row], rates: Rates, load: float | None, seconds: float) -> Profile:
         """This profile with its results."""

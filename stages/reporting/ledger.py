@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.reporting import ablations, findings, kernels, theory
+from stages.reporting import ablations, findings, gpu, kernels, theory
 from stages.reporting.findings import Finding, condense, needs
 from stages.reporting.full_size import open_at_full_size
 from stages.reporting.intervals import budgets
@@ -164,6 +164,10 @@ base variant. Of several results in a line the worst verdict is given; all resul
 [All results](#all-results). Provisional records do not count.
 """
 
+GOALS = """Of this library, from the records of `make gpu-check` in `reports/gpu/`. *met*: the whole interval,
+where there is one, reaches the goal.
+"""
+
 
 def ledger(cells: list[CellRecord], scratch: Sequence[ScratchRecord] = ()) -> str:
     """The whole file."""
@@ -176,6 +180,7 @@ def ledger(cells: list[CellRecord], scratch: Sequence[ScratchRecord] = ()) -> st
     lines += table(["claim", "where", "ours", "conditions", "verdict"], _rows("claim", found))
     lines += ["", "## Questions of the reviewers", ""]
     lines += table(["question", "ours", "conditions", "status"], questions)
+    lines += ["", "## Goals on a GPU", "", GOALS, *gpu.goals()]
     lines += ["", "## All results", "", "Of every claim or question that has more than stands above."]
     for entry, results in found:
         if len(results) > len(condense(results)):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 import eugen
 from eugen import Bf16Config, EUGenConfig, LinearConfig, replace
-from eugen.cost import count_macs, model_cost
+from eugen.cost import call_cost, count_macs, model_cost
+from eugen.features import SHARING
+from tests.eugen.blocks import block, generator, tokens
 from tests.eugen.models import bert, call_bert, chain, images, sentences, vectors, vit
 
 
@@ -98,3 +102,17 @@ def test_a_layer_inside_another_is_counted_once():
     costs = [model_cost(each, batch, plain) for each in models]
     assert costs[0].ffn_macs == costs[1].ffn_macs
     assert costs[0].ffn_params == costs[1].ffn_params
+
+
+@pytest.mark.parametrize("sharing", SHARING)
+def test_products_inside_the_fused_operator_count_as_those_outside(sharing):
+    dense, x = block(24, 96), tokens(5, 24)
+    config = EUGenConfig(num_features=7, order=3, sharing=sharing, direct_linear=sharing == "shared")
+    found = []
+    for kernel in ("fused", "composed"):
+        layer = dataclasses.replace(config, kernel=kernel).build(dense, generator=generator()).eval().merged()
+        assert layer.map.fused == (kernel == "fused")
+        assert count_macs(lambda layer=layer: layer(x)) == 5 * layer.macs_per_token
+        cost = call_cost(lambda layer=layer: layer(x), layer)
+        found.append((cost.macs, cost.weight_bytes, cost.io_bytes))
+    assert found[0] == found[1]

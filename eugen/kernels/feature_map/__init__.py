@@ -41,7 +41,7 @@ def feature_map(
 ) -> Tensor:
     """f(x) `[t, orders·m]`, as `naive.feature_map` defines it."""
     arguments = (x, weight, bias, norm, order, lowest, sharing, activation)
-    if _missing(x.device, x.dtype) is not None:
+    if lack(x.device, x.dtype) is not None:
         return naive.feature_map(*arguments)
     from eugen.kernels.feature_map import fused  # loads Triton
 
@@ -74,6 +74,8 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 feature_map.register_autograd(_backward, setup_context=_keep)
+OPERATOR = torch.ops.eugen.feature_map
+"""As it appears to what watches operators, `eugen.cost` for one."""
 
 
 def choice(kernel: str, weight: Tensor, *, groups: int, activation: str, gated: bool) -> bool:
@@ -91,7 +93,7 @@ def choice(kernel: str, weight: Tensor, *, groups: int, activation: str, gated: 
         form = "it has no norm gate and no activation with weights or centres of its own"
     elif groups > MOST_GROUPS:
         form = f"{groups} groups of projections need too many registers, {MOST_GROUPS} is the most"
-    missing = form or _missing(weight.device, weight.dtype)
+    missing = form or lack(weight.device, weight.dtype)
     if missing is None and kernel == "auto" and weight.dtype not in _HALVES:
         missing = f"kernel='auto' takes it in half precision only, and the weights are {weight.dtype}"
     if missing is not None:
@@ -100,8 +102,8 @@ def choice(kernel: str, weight: Tensor, *, groups: int, activation: str, gated: 
 
 
 @functools.cache
-def _missing(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What this machine or these numbers lack for the kernel, in words."""
+def lack(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What this machine or these numbers lack for the kernel, in words; None where the kernel runs."""
     if dtype not in (torch.float32, *_HALVES):
         return f"it has no {dtype}"
     if importlib.util.find_spec("triton") is None:

@@ -13,6 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.kernel_cases import Case, check
 from eugen import EUGenConfig
 from eugen.features import ACTIVATIONS, FIXED_ACTIVATIONS, SHARING
 from eugen.kernels import feature_map as kernel
@@ -20,7 +21,6 @@ from eugen.kernels.feature_map import naive
 from eugen.layers.eugen import EUGen
 from eugen.parts.int8_linear import quantise
 from tests.eugen.blocks import block, generator, tokens
-from tests.eugen.kernels.cases import Case, check
 from tests.tolerances import assert_close
 
 FORMS = [
@@ -56,9 +56,9 @@ def gpu(monkeypatch):
     """A mode in which there is a GPU as far as shapes and devices go: its tensors hold no numbers."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    kernel._missing.cache_clear()
+    kernel.lack.cache_clear()
     yield FakeTensorMode()
-    kernel._missing.cache_clear()
+    kernel.lack.cache_clear()
 
 
 def on_gpu(layer: EUGen, dtype: torch.dtype) -> EUGen:
@@ -207,7 +207,7 @@ def test_auto_on_a_gpu_is_for_inference_on_many_tokens_in_half_precision(gpu):
 
 
 def test_a_layer_that_is_cast_chooses_anew(monkeypatch):
-    monkeypatch.setattr(kernel, "_missing", lambda device, dtype: None)  # as on a GPU
+    monkeypatch.setattr(kernel, "lack", lambda device, dtype: None)  # as on a GPU
     layer = torch.nn.Sequential(built())
     assert not layer[0].map.fused
     assert layer.bfloat16()[0].map.fused
@@ -245,10 +245,10 @@ def test_why_a_machine_composes_is_said(caplog, gpu, monkeypatch):
         assert kernel.choice("fused", weight.float(), **form)
         assert not kernel.choice("auto", weight.double(), **form)
         assert not kernel.choice("auto", weight.cpu(), **form)
-        kernel._missing.cache_clear()
+        kernel.lack.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
         assert not kernel.choice("auto", weight, **form)
-        kernel._missing.cache_clear()
+        kernel.lack.cache_clear()
         monkeypatch.setitem(sys.modules, "triton", None)
         assert not kernel.choice("auto", weight, **form)
     for word in ("torch.float32", "torch.float64", "on cpu", "(7, 5)", "not installed"):

@@ -13,12 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.kernel_cases import Case, check
 from eugen import EUGenConfig
 from eugen.features import SHARING
 from eugen.kernels import feature_map as kernel
 from eugen.kernels.feature_map import naive
 from tests.eugen.blocks import block, generator, tokens
-from tests.eugen.kernels.cases import Case, check
 from tests.tolerances import assert_close
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

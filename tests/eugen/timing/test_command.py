@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ import torch
 from scipy import stats
 
 from eugen.config import LayerConfig
-from eugen.timing import Profile
+from eugen.timing import Profile, Rates, profiler
 from eugen.timing.__main__ import main
+from eugen.timing.rows import parse_rows
 from eugen.timing.self_check import Coverage, least_covered
+from eugen.timing.subjects import load
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = ["--threads", "1", "--placements", "3", "--pairs", "2", "--seconds", "0", "--energy-seconds", "0"]
@@ -65,6 +69,29 @@ def test_a_row_that_breaks_is_listed_and_hides_no_other(tmp_path, monkeypatch, c
     assert found["low_rank"] == ("failed", "RuntimeError: out of paint")
     assert found["narrow"] == ("timed", None) == found["dense"]
     assert "out of paint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("end", [0.0, 2.5, 3.5])
+def test_rows_not_begun_in_time_are_cut_and_the_control_never_is(monkeypatch, end):
+    """The clock moves with each measurement: time is up before, between and after a row's batches."""
+    monkeypatch.setattr(profiler, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(profiler, "measure_rates", lambda *_: Rates(1e9, {"float32": 1e9}))
+    now, real = [0.0], profiler._Bench._measure
+
+    def measured(self, *arguments):
+        now[0] += 1
+        return real(self, *arguments)
+
+    monkeypatch.setattr(profiler._Bench, "_measure", measured)
+    quick = {"placements": 3, "pairs": 2, "seconds": 0.0, "energy_seconds": 0.0}
+    settings = profiler.Settings(batches=(1, 3), total_seconds=end, **quick)
+    found = profiler.profile_model(load("mlp(width=16)"), parse_rows("narrow,prune"), settings).rows
+    assert [(row.row, row.batch) for row in found] == [
+        (name, batch) for name in ("dense", "narrow", "prune") for batch in (1, 3)
+    ]
+    timed = max(2, math.ceil(end))
+    assert [row.status for row in found] == ["timed"] * timed + ["cut"] * (6 - timed)
+    assert all("were up" in str(row.reason) for row in found[timed:])
 
 
 def test_a_compiled_row_must_give_what_the_eager_one_gives(tmp_path, monkeypatch):

@@ -1,14 +1,18 @@
-"""Random maps in every form, and how far rounding may take one from its definition in float64."""
+"""Random maps in every form, and how far rounding may take one from its definition in float64.
+
+The kernel's tests and `python -m benchmarks.gpu_check` hold it to the same bound.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from eugen.kernels.feature_map import naive
-from tests.eugen.blocks import generator
 
 SLOPES = {"gelu": 1.13, "silu": 1.1}
 """Largest |Φ'| where it is above 1; exp is treated apart."""
@@ -40,7 +44,7 @@ class Case:
 
     def tensors(self, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """x, weight, bias, norm."""
-        random, p = generator(self.seed), self.groups * self.m
+        random, p = torch.Generator().manual_seed(self.seed), self.groups * self.m
         x = torch.randn(self.tokens, self.d, generator=random)
         weight = torch.randn(p, self.d, generator=random) * 0.3 / self.d**0.5
         bias, norm = torch.randn(2, p, generator=random) * 0.3
@@ -50,6 +54,7 @@ class Case:
 
 
 def wide(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """The same numbers in float64 on the CPU."""
     return [None if tensor is None else tensor.detach().cpu().double() for tensor in tensors]
 
 
@@ -86,10 +91,55 @@ def rounding_allows(case: Case, tensors: tuple[Tensor | None, ...]) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def check(case: Case, actual: Tensor, tensors: tuple[Tensor | None, ...]) -> None:
-    """The features are those of the definition, each within what rounding allows."""
+def excess(case: Case, actual: Tensor, tensors: tuple[Tensor | None, ...]) -> float:
+    """The largest error of a feature over what rounding allows: 1 or less is right, NaN is not.
+
+    Raises:
+        ArithmeticError: another dtype or shape than the definition's.
+    """
     expected = naive.feature_map(*wide(tensors), *case.form)  # pyright: ignore
-    assert actual.dtype == case.dtype
-    assert actual.shape == expected.shape
-    excess = (actual.detach().cpu().double() - expected).abs() / rounding_allows(case, tensors)
-    assert excess.max() <= 1, f"{case}: {excess.max():.3g} times the allowed error"  # NaN fails, too
+    if (actual.dtype, actual.shape) != (case.dtype, expected.shape):
+        raise ArithmeticError(
+            f"{actual.dtype} {tuple(actual.shape)} is not {case.dtype} {tuple(expected.shape)}"
+        )
+    off = (actual.detach().cpu().double() - expected).abs() / rounding_allows(case, tensors)
+    return float(off.max())
+
+
+def check(case: Case, actual: Tensor, tensors: tuple[Tensor | None, ...]) -> float:
+    """The features are those of the definition, each within what rounding allows; returns `excess`.
+
+    Raises:
+        ArithmeticError: they are not.
+    """
+    found = excess(case, actual, tensors)
+    if not found <= 1:  # NaN fails, too
+        raise ArithmeticError(f"{case}: {found:.3g} times the allowed error")
+    return found
+
+
+def small_cases() -> list[Case]:
+    """Every form, dtypes, activations and slots in turn, at odd sizes; then the smallest and a whole step."""
+    dtypes = itertools.cycle((torch.float32, torch.bfloat16, torch.float16))
+    slots = itertools.cycle(((True, True), (True, False), (False, True), (False, False)))
+    activations = itertools.cycle(naive.ACTIVATIONS)
+    found = []
+    for order, sharing in itertools.product((1, 2, 3), ("independent", "shared", "powers")):
+        for lowest in range(1, order + 1):
+            form = {"order": order, "lowest": lowest, "sharing": sharing, "activation": next(activations)}
+            bias, norm = next(slots)
+            found.append(Case(**form, bias=bias, norm=norm, dtype=next(dtypes)))
+    return [*found, Case(tokens=1, d=1, m=1), Case(tokens=65, d=128, m=33), Case(tokens=70, d=140, m=40)]
+
+
+def large_cases() -> list[Case]:
+    """Of transformers: 30 % of a block of width 768 or 1024, a tile more or less than whole ones."""
+    halves = [Case(tokens=4093, d=768, m=368, dtype=t) for t in (torch.bfloat16, torch.float16)]
+    wider = Case(tokens=4096, d=1024, m=488, dtype=torch.bfloat16)
+    return [*halves, wider, Case(tokens=4093, d=768, m=368)]
+
+
+def run(case: Case, operator: Callable[..., Tensor], device: str) -> float:
+    """`check` of an operator on these inputs."""
+    tensors = case.tensors(device)
+    return check(case, operator(*tensors, *case.form), tensors)
