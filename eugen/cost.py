@@ -107,15 +107,16 @@ def call_cost(function: Callable[[], Any], model: nn.Module) -> CallCost:
         function: the call, run twice; not compiled, as compiled code shows no operators.
         model: whose parameters and buffers count as weights.
     """
-    counted, moved = _Operators(model), _Operators(model)
     with torch.no_grad():
-        with sdpa_kernel(SDPBackend.MATH), counted:  # see count_macs
+        with sdpa_kernel(SDPBackend.MATH), _Operators(model) as counted:  # see count_macs
             function()
-        with moved:  # as it runs: attention is one operator, and its scores go nowhere
+        macs = counted.macs
+        del counted  # it holds every tensor of the call
+        with _Operators(model) as moved:  # as it runs: attention is one operator, and its scores go nowhere
             outputs = function()
     results = {_place(t): _held_bytes(t) for t in _tensors(outputs)}
     return CallCost(
-        macs=counted.macs,
+        macs=macs,
         weight_bytes=moved.weight_bytes(),
         io_bytes=sum(results.values()) + sum(moved.inputs.values()),
         activation_bytes=moved.activation_bytes,

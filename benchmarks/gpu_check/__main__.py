@@ -99,12 +99,12 @@ def quick_parts(device: str) -> list[Part]:
         kernels.run_tests(outcome, deadline, "-k", "every_fixed_activation or no_token_gives")
 
     return [
-        Part("kernels", 60, partial(kernels.check_cases, cases=small_cases(), device=device)),
-        Part("tests", 100, tests),
+        Part("kernels", 100, partial(kernels.check_cases, cases=small_cases(), device=device)),
+        Part("tests", 150, tests),
         Part("forms", 30, partial(blocks.compare_forms, shapes=forms, device=device, effort=effort)),
         Part("layers", 60, partial(blocks.measure_rows, shapes=shapes, device=device, seconds=0.0)),
         Part(
-            "models", 250, partial(models.profile_units, units=models.quick_units(), device=device, say=_say)
+            "models", 160, partial(models.profile_units, units=models.quick_units(), device=device, say=_say)
         ),
     ]
 

@@ -87,14 +87,14 @@ def ending_after(seconds: float) -> Iterator[None]:
 
     def stop(*_: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the record is being written
         raise TimeUp
 
     before = {name: signal.signal(name, stop) for name in (signal.SIGALRM, signal.SIGTERM)}
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)  # of whoever else was waiting
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for name, handler in before.items():
             signal.signal(name, handler)
+        signal.setitimer(signal.ITIMER_REAL, left)

@@ -104,10 +104,10 @@ def quick_units() -> list[Unit]:
     tiny: dict[str, Any] = {"placements": 3, "pairs": 2, "seconds": 0.0, "energy_seconds": 0.0}
     few = ("eugen", "prune", "int8_of_eugen")
     return [
-        Unit(vit, "3x32x32", "bfloat16", eager_rows(), 60, batches=(1, 2), settings=tiny),
-        Unit(gpt, "ids:16:64", "float32", few, 30, calls=("prefill", "decode"), settings=tiny),
-        Unit(nerf, RAYS, "float32", few, 30, batches=(4,), settings=tiny),
-        Unit("mlp(width=16,depth=1)", None, "float32", ("compile_of_eugen",), 60, settings=tiny),
+        Unit(vit, "3x32x32", "bfloat16", eager_rows(), 150, batches=(1, 2), settings=tiny),
+        Unit(gpt, "ids:16:64", "float32", few, 100, calls=("prefill", "decode"), settings=tiny),
+        Unit(nerf, RAYS, "float32", few, 100, batches=(4,), settings=tiny),
+        Unit("mlp(width=16,depth=1)", None, "float32", ("compile_of_eugen",), 150, settings=tiny),
     ]
 
 

@@ -271,7 +271,7 @@ def _outputs(result: Any) -> list[torch.Tensor]:
 
 
 def _broken(row: RowName, c: Condition, failure: Exception) -> Row:
-    """A ValueError says what a row does not take; anything else is a fault."""
-    refused = isinstance(failure, ValueError)
+    """A ValueError says what a row does not take, a device may be too small; anything else is a fault."""
+    refused = isinstance(failure, (ValueError, torch.OutOfMemoryError))
     reason = str(failure) if refused else f"{type(failure).__name__}: {failure}"
     return Row(row.name, c.call, c.batch, c.scope, c.part.name, REFUSED if refused else FAILED, reason=reason)

@@ -94,6 +94,17 @@ def test_rows_not_begun_in_time_are_cut_and_the_control_never_is(monkeypatch, en
     assert all("were up" in str(row.reason) for row in found[timed:])
 
 
+def test_a_device_too_small_for_a_row_is_no_fault_of_the_row(monkeypatch, tmp_path):
+    def full(self, dense, *, generator):
+        raise torch.OutOfMemoryError("tried to allocate 40 GiB")
+
+    monkeypatch.setattr(LayerConfig.registry["low_rank"], "build", full)
+    out = tmp_path / "record.json"
+    assert main([*TINY, "--layers", "low_rank", "--out", str(out)]) == 0
+    last = Profile.read(out).rows[-1]
+    assert (last.status, last.reason) == ("refused", "tried to allocate 40 GiB")
+
+
 def test_a_compiled_row_must_give_what_the_eager_one_gives(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: lambda x: 1.01 * model(x))
     out = tmp_path / "record.json"
