@@ -91,7 +91,7 @@ def measure_all(
         conditions: how many share the control's confidence, so that chance alone voids one run in twenty.
     """
     generator = torch.Generator().manual_seed(0)
-    dense = _dense(condition, generator)
+    dense = dense_block(condition, generator)
     x = torch.randn(condition.tokens, condition.d, generator=generator).to(dense.up.weight)
     rates = _rates(dense)
     results = []
@@ -176,7 +176,8 @@ def _timed(
     }
 
 
-def _dense(condition: Condition, generator: torch.Generator) -> DenseFFN:
+def dense_block(condition: Condition, generator: torch.Generator) -> DenseFFN:
+    """The block that everything is measured beside, with torch's own initialisation."""
     like = torch.empty(0, dtype=DTYPES[condition.dtype], device=condition.device)
     d = condition.d
     up = new_linear(d, 4 * d, like=like, generator=generator)
@@ -223,7 +224,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", type=lambda text: text.split(","), default=list(DTYPES), help="both")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--shapes", type=_shapes, default=SHAPES, help="tokens x width, as 1x384,128x768")
+    parser.add_argument("--shapes", type=shapes_of, default=SHAPES, help="tokens x width, as 1x384,128x768")
     parser.add_argument("--seconds", type=float, default=1.0, help="for the pairs of each row (1)")
     parser.add_argument("--out", type=Path, help="record; reports/benchmarks/layers-<machine>.json")
     options = parser.parse_args(arguments)
@@ -245,7 +246,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _shapes(text: str) -> tuple[tuple[int, int], ...]:
+def shapes_of(text: str) -> tuple[tuple[int, int], ...]:
+    """Pairs of tokens and width from the command line, or an `ArgumentTypeError`."""
     try:
         shapes = tuple((int(t), int(d)) for t, d in (part.split("x") for part in text.split(",")))
     except ValueError:

@@ -168,9 +168,7 @@ def integrate(
 
 
 @torch.no_grad()
-def set_rank(
-    v: nn.Linear | WeightOnlyInt8Linear, u: nn.Linear | WeightOnlyInt8Linear, *, rank: int
-) -> None:
+def set_rank(v: nn.Linear | WeightOnlyInt8Linear, u: nn.Linear | WeightOnlyInt8Linear, *, rank: int) -> None:
     """Make room for another rank in two linear maps, quantised or not; the weights are then to be set."""
     if v.out_features == rank:
         return

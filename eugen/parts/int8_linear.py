@@ -4,8 +4,8 @@ Weight-only, y_o = Σ_i (s_o q_oi) x_i + b_o,      q_oi = round(W_oi / s_o),  s_
 With inputs, y_o = s_o t Σ_i q_oi r_i + b_o,      r_i = round(x_i / t),      t = max_i |x_i| / 127
 
 Inputs are quantised per token as they come. Their sum is one of integers and hence exact; what is lost are
-the two roundings (LLM.int8's vector-wise scheme, arXiv 2208.07339, section 2.1, without outliers). Weight-only
-loses the first alone, and reads fewer bytes: a gain where reading the weights is what takes the time.
+the two roundings (LLM.int8's vector-wise scheme, arXiv 2208.07339, section 2.1, without outliers).
+Weight-only loses the first alone, and gains where reading the weights is what takes the time.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ LARGEST = 127
 _CPU_MULTIPLIES_BYTES = torch.cpu._is_vnni_supported()
 _LEAST_CUDA_TOKENS, _CUDA_MULTIPLE = 17, 8
 
-# torch's own product of bfloat16 with bytes. Its vector code is for these processors and this dtype; elsewhere
-# it is a plain loop (on CUDA too), slower than the product of dequantised weights, as it is for more tokens.
+# torch's own product of bfloat16 with bytes. Its vector code is for these processors and this dtype; else,
+# on CUDA too, it is a plain loop, slower than the product of dequantised weights, as it is for more tokens.
 _CPU_READS_BYTES = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 _MOST_PACKED_TOKENS = 8
 _PACKED_MULTIPLE, _PACKED_ALIGNMENT = 16, 32
@@ -138,7 +138,7 @@ def _step(x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 1"]:
 
 
 def quantise(module: nn.Module, kind: type[WeightOnlyInt8Linear] = Int8Linear) -> int:
-    """Put a map of this kind in the place of every `nn.Linear` inside a module; returns their MACs per token."""
+    """Put a map of this kind in the place of every `nn.Linear` inside; returns their MACs per token."""
     macs = 0
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):

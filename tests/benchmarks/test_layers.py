@@ -197,7 +197,7 @@ def test_both_commands_start_where_only_torch_is_installed():
     absent = ["numpy", "pandas", "pydantic", "typer", "scipy", "psutil", "jaxtyping", "stages", "flows"]
     code = f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
     code += "import benchmarks.estimator, benchmarks.layers as b\n"
-    code += "b._rates(b._dense(b.Condition(1, 8, 'float32', 'cpu'), b.torch.Generator()))"
+    code += "b._rates(b.dense_block(b.Condition(1, 8, 'float32', 'cpu'), b.torch.Generator()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 

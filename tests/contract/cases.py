@@ -1,4 +1,4 @@
-"""Every registered layer at one budget, unfitted and fitted, and options that change what a layer computes."""
+"""Every registered layer at one budget, unfitted and fitted, and options that change its arithmetic."""
 
 from __future__ import annotations
 

@@ -50,7 +50,9 @@ def test_the_budget_is_kept_or_the_least_one_named(name, budget, d, h, out, bias
 @pytest.mark.parametrize("shape", [(63, 64, 4), (7, 64, 63), (60, 12, 60)])
 def test_blocks_of_odd_shapes_can_be_fitted(name, shape):
     dense = block(*shape)
-    layer = unless_refused(lambda: fitted(name, dense, budget=0.9, count=300), "too small", repr(config_of(name).name))
+    layer = unless_refused(
+        lambda: fitted(name, dense, budget=0.9, count=300), "too small", repr(config_of(name).name)
+    )
     assert layer is None or layer(tokens(9, shape[0])).shape == (9, shape[2])
 
 
