@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import eugen
 from benchmarks.layers import DTYPES, TOLERANCES, Condition, dense_block, shapes_of
@@ -176,7 +176,7 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "Not measured:", "", *absent, ""] if absent else lines)
 
 
-def _run(layer: FFNLayer, x: Tensor) -> Tensor:
+def _run(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x)
 
 
