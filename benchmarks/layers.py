@@ -243,7 +243,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", type=lambda text: text.split(","), default=list(DTYPES), help="both")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--shapes", type=_shapes, default=SHAPES, help="tokens x width, as 1x384,128x768")
+    parser.add_argument("--shapes", type=shapes_of, default=SHAPES, help="tokens x width, as 1x384,128x768")
     parser.add_argument("--seconds", type=float, default=1.0, help="for the pairs of each row (1)")
     parser.add_argument("--out", type=Path, help="record; reports/benchmarks/layers-<machine>.json")
     options = parser.parse_args(arguments)
@@ -265,7 +265,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _shapes(text: str) -> tuple[tuple[int, int], ...]:
+def shapes_of(text: str) -> tuple[tuple[int, int], ...]:
+    """Pairs of tokens and width from the command line, or an `ArgumentTypeError`."""
     try:
         shapes = tuple((int(t), int(d)) for t, d in (part.split("x") for part in text.split(",")))
     except ValueError:

@@ -153,15 +153,28 @@ def new_linear(
 
 
 def linear_of_parts(linear: nn.Module, parts: list[Float[Tensor, "t _"]]) -> Float[Tensor, "t d_out"]:
-    """`linear(cat(parts))` of 2-D parts without the copy that `cat` makes (up to 25 % at batch 1)."""
+    """`linear(cat(parts))` of 2-D parts without the copy that `cat` makes (up to 25 % at batch 1).
+
+    In inference all parts after the first are added to its result in place.
+    """
     if type(linear) is not nn.Linear:
         return linear(torch.cat(parts, dim=-1))
-    y, column = linear.bias, 0
-    for part in parts:
+    # Under autocast the sum so far is in the lower dtype, the part in its own, and addmm_ casts neither.
+    in_place = runs_inference() and not torch.is_autocast_enabled(parts[0].device.type)
+    first, *rest = parts
+    column = first.shape[1]
+    weight = linear.weight[:, :column].T
+    y = first @ weight if linear.bias is None else torch.addmm(linear.bias, first, weight)
+    for part in rest:
         weight = linear.weight[:, column : column + part.shape[1]].T
-        y = part @ weight if y is None else torch.addmm(y, part, weight)
+        y = y.addmm_(part, weight) if in_place else torch.addmm(y, part, weight)
         column += part.shape[1]
     return y
+
+
+def runs_inference() -> bool:
+    """No gradients are asked for. Not in an export: programs go where they are, and the operator is not."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_exporting()
 
 
 def copy_activation(act: nn.Module) -> nn.Module:

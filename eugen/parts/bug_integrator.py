@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from eugen.parts.int8_linear import Int8Linear
+from eugen.parts.int8_linear import WeightOnlyInt8Linear
 from eugen.refine import PEAK_LEARNING_RATE, LocalLoss
 from eugen.shapes import Float
 
@@ -168,14 +168,14 @@ def integrate(
 
 
 @torch.no_grad()
-def set_rank(v: nn.Linear | Int8Linear, u: nn.Linear | Int8Linear, *, rank: int) -> None:
+def set_rank(v: nn.Linear | WeightOnlyInt8Linear, u: nn.Linear | WeightOnlyInt8Linear, *, rank: int) -> None:
     """Make room for another rank in two linear maps, quantised or not; the weights are then to be set."""
     if v.out_features == rank:
         return
     v.out_features = u.in_features = rank
     for linear in (v, u):
         shape = (linear.out_features, linear.in_features)
-        if isinstance(linear, Int8Linear):
+        if isinstance(linear, WeightOnlyInt8Linear):
             linear.quantised = linear.quantised.new_empty(shape)
             linear.scale = nn.Parameter(linear.scale.new_empty(shape[0]), linear.scale.requires_grad)
         else:

@@ -15,6 +15,7 @@ from eugen.features import (
     product_features,
     products_in_place,
 )
+from eugen.ffn import runs_inference
 from eugen.kernels import feature_map as kernel
 from eugen.shapes import Float
 
@@ -69,7 +70,7 @@ class FeatureMap(nn.Module):
             return False
         if self.config.kernel == "fused":
             return True
-        return _runs_inference() and len(x) >= kernel.LEAST_TOKENS
+        return runs_inference() and len(x) >= kernel.LEAST_TOKENS
 
     def forward(self, x: Float[Tensor, "t d_in"]) -> list[Float[Tensor, "t _"]]:
         """What the readout's columns act on, part by part: x itself (direct_linear), then each order.
@@ -81,7 +82,7 @@ class FeatureMap(nn.Module):
             form = (config.order, config.lowest_order, config.sharing, config.activation)
             features = kernel.feature_map(x, self.projection.weight, self.projection.bias, self.norm, *form)
             return [x, features] if config.direct_linear else [features]
-        z, in_place = self.projection(x), _runs_inference()
+        z, in_place = self.projection(x), runs_inference()
         norm = x.new_zeros(())
         if self.norm is not None or self.gate is not None:
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -99,11 +100,6 @@ class FeatureMap(nn.Module):
             excess = norm / self.input_rms - 1
             parts = [part * (1 + excess * gate) for part, gate in zip(parts, self.gate, strict=True)]
         return [x, *parts] if config.direct_linear else parts
-
-
-def _runs_inference() -> bool:
-    """No gradients are asked for. Not in an export: programs go where they are, and the operator is not."""
-    return not torch.is_grad_enabled() and not torch.compiler.is_exporting()
 
 
 def given_linear(weight: Tensor, bias: Tensor | None, *, like: Tensor) -> nn.Linear:

@@ -1,10 +1,11 @@
-"""A linear map in 8-bit integers: symmetric, weights per output row, inputs per token as they come.
+"""Linear maps in 8-bit integers: symmetric, weights per output row.
 
-y_o = s_o t Σ_i q_oi r_i + b_o,   q_oi = round(W_oi / s_o),  s_o = max_i |W_oi| / 127,
-                                  r_i = round(x_i / t),      t = max_i |x_i| / 127
+Weight-only, y_o = Σ_i (s_o q_oi) x_i + b_o,      q_oi = round(W_oi / s_o),  s_o = max_i |W_oi| / 127
+With inputs, y_o = s_o t Σ_i q_oi r_i + b_o,      r_i = round(x_i / t),      t = max_i |x_i| / 127
 
-The sum is one of integers and hence exact; what is lost are the two roundings (LLM.int8's vector-wise
-scheme, arXiv 2208.07339, section 2.1, without outliers).
+Inputs are quantised per token as they come. Their sum is one of integers and hence exact; what is lost are
+the two roundings (LLM.int8's vector-wise scheme, arXiv 2208.07339, section 2.1, without outliers).
+Weight-only loses the first alone, and gains where reading the weights is what takes the time.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ LARGEST = 127
 _CPU_MULTIPLIES_BYTES = torch.cpu._is_vnni_supported()
 _LEAST_CUDA_TOKENS, _CUDA_MULTIPLE = 17, 8
 
+# torch's own product of bfloat16 with bytes. Its vector code is for these processors and this dtype; else,
+# on CUDA too, it is a plain loop, slower than the product of dequantised weights, as it is for more tokens.
+_CPU_READS_BYTES = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+_MOST_PACKED_TOKENS = 8
+_PACKED_MULTIPLE, _PACKED_ALIGNMENT = 16, 32
+"""It loads 16 numbers at a time from addresses that it takes for aligned, and looks at neither."""
 
-class Int8Linear(nn.Module):
-    """The map. Weights are a buffer of bytes; scales and bias are parameters and can be trained.
 
-    Without gradients the products are those of bytes where the device has them; with gradients, on other
-    devices and in an exported program they are the definition's, of whole numbers held in floats.
+class WeightOnlyInt8Linear(nn.Module):
+    """The map with weights as bytes and all else as it was: products and sums are those of the inputs' dtype.
+
+    Weights are a buffer of bytes; scales and bias are parameters and can be trained.
 
     Args:
         linear: the map to quantise; it is left as it was.
@@ -52,6 +59,49 @@ class Int8Linear(nn.Module):
     def weight(self) -> Float[Tensor, "d_out d_in"]:
         """The weights that the bytes stand for."""
         return self.quantised * self.scale[:, None]
+
+    def reference(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """The definition."""
+        return functional.linear(x, self.weight, self.bias)
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        if torch.is_grad_enabled() or torch.compiler.is_exporting() or not self._scales_outputs(x):
+            return self.reference(x)
+        flat = x.reshape(-1, self.in_features)
+        if self._is_packed(flat):
+            y = torch._weight_int8pack_mm(flat, self.quantised, self.scale)
+            y = y if self.bias is None else y.add_(self.bias)
+        else:
+            y = functional.linear(flat, self.quantised.to(x.dtype))
+            y = y.mul_(self.scale) if self.bias is None else torch.addcmul(self.bias, y, self.scale)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _scales_outputs(self, x: Float[Tensor, "*batch d_in"]) -> bool:
+        """Whether the outputs may be scaled in place of the weights: one pass less over these.
+
+        On other devices that pass is one kernel either way; in float16 the sums of whole numbers overflow.
+        """
+        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return False
+        return x.dtype == self.scale.dtype != torch.float16
+
+    def _is_packed(self, x: Float[Tensor, "t d_in"]) -> bool:
+        """Whether torch's product of floats with bytes takes these inputs, and is the faster one."""
+        if torch.compiler.is_compiling() or type(x) is not Tensor:  # there are no addresses to look at
+            return False
+        if not (_CPU_READS_BYTES and x.dtype == torch.bfloat16 and len(x) <= _MOST_PACKED_TOKENS):
+            return False
+        if self.in_features % _PACKED_MULTIPLE or not (x.is_contiguous() and self.quantised.is_contiguous()):
+            return False
+        return (x.data_ptr() | self.quantised.data_ptr()) % _PACKED_ALIGNMENT == 0
+
+
+class Int8Linear(WeightOnlyInt8Linear):
+    """The map that quantises its inputs too.
+
+    Without gradients the products are those of bytes where the device has them; with gradients, on other
+    devices and in an exported program they are the definition's, of whole numbers held in floats.
+    """
 
     def reference(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """The definition. Its gradient passes the rounding as if that were not there (straight through)."""
@@ -87,13 +137,13 @@ def _step(x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 1"]:
     return largest.div_(LARGEST).clamp_(min=torch.finfo(torch.float32).tiny)
 
 
-def quantise(module: nn.Module) -> int:
-    """Put an `Int8Linear` in the place of every `nn.Linear` inside a module; returns their MACs per token."""
+def quantise(module: nn.Module, kind: type[WeightOnlyInt8Linear] = Int8Linear) -> int:
+    """Put a map of this kind in the place of every `nn.Linear` inside; returns their MACs per token."""
     macs = 0
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
-            setattr(module, name, Int8Linear(child))
+            setattr(module, name, kind(child))
             macs += child.in_features * child.out_features
         else:
-            macs += quantise(child)
+            macs += quantise(child, kind)
     return macs

@@ -1,8 +1,9 @@
-"""Every registered layer at one budget, unfitted and fitted."""
+"""Every registered layer at one budget, unfitted and fitted, and options that change its arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,16 +14,20 @@ from eugen.ffn import FFNLayer
 from tests.eugen.blocks import generator, stream, tokens
 
 BUDGET = 0.3
-NAMES = list(eugen.layers())
+KINDS: dict[str, Callable[..., LayerConfig]] = {
+    **eugen.layers(),
+    "int8 weight-only": partial(eugen.Int8Config, weight_only=True),
+}
+NAMES = list(KINDS)
 every_layer = pytest.mark.parametrize("name", NAMES)
 
 
 def config_of(name: str, budget: float = BUDGET) -> LayerConfig:
     """The layer at this budget; a layer that has one size only refuses and is taken at that."""
     try:
-        return eugen.layers()[name](budget=budget)
+        return KINDS[name](budget=budget)
     except ValueError:
-        return eugen.layers()[name]()
+        return KINDS[name]()
 
 
 def fitted(name: str, dense: eugen.DenseFFN, *, budget: float = BUDGET, count: int = 2000) -> FFNLayer:

@@ -12,7 +12,7 @@ from torch import nn
 
 import eugen
 from eugen.cost import count_macs
-from tests.contract.cases import config_of, every_layer, fitted, unless_refused
+from tests.contract.cases import KINDS, config_of, every_layer, fitted, unless_refused
 from tests.eugen.blocks import block, generator, tokens
 
 
@@ -40,7 +40,7 @@ def test_the_budget_is_kept_or_the_least_one_named(name, budget, d, h, out, bias
         least = float(re.search(r"the least is ([\d.]+)", str(error))[1])
         assert least > budget
         if least <= 1:
-            eugen.layers()[name](budget=least).build(dense, generator=generator())
+            KINDS[name](budget=least).build(dense, generator=generator())
         return
     assert layer.macs_per_token <= limit * dense.macs_per_token + 1e-9  # 0.29 * 100 is 28.999…
     assert layer(torch.empty(3, d, device="meta")).shape == (3, out)
@@ -50,7 +50,9 @@ def test_the_budget_is_kept_or_the_least_one_named(name, budget, d, h, out, bias
 @pytest.mark.parametrize("shape", [(63, 64, 4), (7, 64, 63), (60, 12, 60)])
 def test_blocks_of_odd_shapes_can_be_fitted(name, shape):
     dense = block(*shape)
-    layer = unless_refused(lambda: fitted(name, dense, budget=0.9, count=300), "too small", repr(name))
+    layer = unless_refused(
+        lambda: fitted(name, dense, budget=0.9, count=300), "too small", repr(config_of(name).name)
+    )
     assert layer is None or layer(tokens(9, shape[0])).shape == (9, shape[2])
 
 
@@ -58,7 +60,7 @@ def test_blocks_of_odd_shapes_can_be_fitted(name, shape):
 @pytest.mark.parametrize("form", [{"gated": True}, {"whole": False}], ids=["gated", "without output matrix"])
 def test_other_forms_of_blocks_are_fitted_or_refused_by_name(name, form):
     dense = block(20, 80, **form)
-    layer = unless_refused(lambda: fitted(name, dense, budget=0.6, count=300), repr(name))
+    layer = unless_refused(lambda: fitted(name, dense, budget=0.6, count=300), repr(config_of(name).name))
     x = tokens(5, 20)
     for each in (dense, layer) if layer is not None else (dense,):
         assert each.macs_per_token <= dense.macs_per_token

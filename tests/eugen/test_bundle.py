@@ -64,7 +64,7 @@ def test_a_stack_of_its_own_class_is_found_again():
 def test_every_layer_bundles_a_network_within_its_budget_or_refuses(name):
     stack, data = network(), batches()
     config = config_of(name, 0.3)
-    layer = unless_refused(lambda: bundle(stack, config, data), repr(name))
+    layer = unless_refused(lambda: bundle(stack, config, data), repr(config.name))
     if layer is None:
         return
     x = tokens(500, D, seed=9, dtype=torch.float64)
