@@ -156,7 +156,11 @@ def test_the_readme_has_the_base_variant_best_first_and_folds_the_rest():
     means = [float(mean) for _, _, mean in rows[1:]]
     assert means == sorted(means) and len(means) == 7
     assert "Budgets 0.15" in folded and "| eugen | 0.15 |" in folded
-    assert "Variants long and half: in the report." in part
+    variants = dict(re.findall(r"<details><summary>Variant (\w+)</summary>(.*?)</details>", part, re.DOTALL))
+    assert list(variants) == ["long", "half"]
+    for lines in variants.values():
+        listed = re.findall(r"^\| (\w+) \| ([\d.]+) \|", lines, re.MULTILINE)
+        assert listed[0] == ("dense", "1") and len(set(listed)) == len(listed) == 1 + 2 * len(means)
     assert "Is the gain EUGen's" in part.replace("&#39;", "'")
     assert text.index("**embedding**") < text.index("**language, trained") < text.index("**vision**")
 

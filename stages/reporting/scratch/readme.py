@@ -1,4 +1,4 @@
-"""The README's lines on rows trained from scratch: the base variant, best first."""
+"""The study page's lines on rows trained from scratch: the base variant, best first, then the others."""
 
 from __future__ import annotations
 
@@ -33,8 +33,19 @@ def task(records: Sequence[ScratchRecord]) -> list[str]:
     if others:
         named = text.listing([f"{budget:g}" for budget in others])
         lines += ["", *folded(f"Budgets {named}", _table(records, variant, others, dense=False))]
-    more = [name for name in runs.variants(records) if name != variant]
-    return lines + (["", f"Variants {escape(text.listing(more))}: in the report."] if more else [])
+    for other in runs.variants(records)[1:]:
+        lines += _variant(records, other)
+    return lines
+
+
+def _variant(records: Sequence[ScratchRecord], variant: str) -> list[str]:
+    """Another variant, folded: what follows of its largest budget and of each smaller one, then its rows."""
+    swept = list(reversed(runs.row_budgets(records, variant)))
+    found = [budget for budget in swept if verdicts.ranked(records, variant, budget)]
+    said = [verdicts.verdict(records, variant, budget) for budget in found]
+    said += [line for budget in found for line in verdicts.gated(records, variant, budget)]
+    sentence = escape(" ".join([*said, *verdicts.ends(records, variant)]))
+    return ["", *folded(f"Variant {variant}", [sentence, "", *_table(records, variant, swept, dense=True)])]
 
 
 def _caption(records: Sequence[ScratchRecord], variant: str) -> str:
