@@ -24,7 +24,7 @@ from eugen.layers.snnk import SNNKConfig
 from eugen.polynomials import Polynomial, bernstein, fit_polynomial
 from eugen.self_guided import SelfGuided
 from eugen.sites import FFNParts, FFNSite, find_ffns, register_site
-from eugen.surgery import ReplacedSite, Replacement, replace
+from eugen.surgery import ReplacedSite, Replacement, map_layers, replace
 
 __all__ = [
     "Bf16Config",
@@ -60,6 +60,7 @@ __all__ = [
     "find_ffns",
     "fit_polynomial",
     "layers",
+    "map_layers",
     "merge",
     "merge_linear",
     "register_site",

@@ -61,6 +61,7 @@ def _product_flops(a: torch.Size, b: torch.Size, *_: object, **__: object) -> in
 
 UNCOUNTED_BY_TORCH = {
     torch.ops.aten._int_mm: _product_flops,
+    torch.ops.aten.addmm_: lambda added, a, b, *_, **__: _product_flops(a, b),
     torch.ops.aten._weight_int8pack_mm: lambda a, b, *_, **__: 2 * a[0] * a[1] * b[0],
     torch.ops.aten._grouped_mm: _product_flops,
     grouped.PRODUCT: _product_flops,

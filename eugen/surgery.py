@@ -1,4 +1,4 @@
-"""`replace`: the model with cheaper feed-forward blocks."""
+"""`replace`: the model with cheaper feed-forward blocks; `map_layers`: these blocks in another form."""
 
 from __future__ import annotations
 
@@ -97,6 +97,38 @@ def replace(
             student = install(student, site, layer)
             replaced.append(_replaced(site, layer, r2))
     return Replacement(student, replaced)
+
+
+def map_layers(model: nn.Module, change: Callable[[FFNLayer], FFNLayer]) -> nn.Module:
+    """A copy of the model in which every layer of `replace` is what `change` makes of it.
+
+    `map_layers(model, lambda layer: layer.merged())` is the form to deploy; with `Int8Config().wrap` every block
+    is quantised, after transfer and fine-tuning. A layer inside another one stays as it is.
+
+    Raises:
+        ValueError: what `change` refuses, with the block's name.
+    """
+    changed = copy.deepcopy(model)
+    made: dict[FFNLayer, FFNLayer] = {}
+    done: list[str] = []
+    for name, layer in list(changed.named_modules(remove_duplicate=False)):
+        if not isinstance(layer, FFNLayer) or name.startswith(tuple(done)):
+            continue
+        if layer not in made:  # a layer that stands in two places stays one
+            made[layer] = _changed(name, layer, change)
+        if name == "":
+            return made[layer]
+        _set_module(changed, name, made[layer])
+        done.append(f"{name}.")
+    return changed
+
+
+def _changed(name: str, layer: FFNLayer, change: Callable[[FFNLayer], FFNLayer]) -> FFNLayer:
+    try:
+        return change(layer).train(layer.training)
+    except ValueError as error:
+        error.args = (f"block {name or '(the model itself)'}: {error}",)
+        raise
 
 
 def install(model: nn.Module, site: FFNSite, layer: FFNLayer) -> nn.Module:

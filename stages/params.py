@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import (
@@ -18,8 +18,10 @@ from pydantic import (
 )
 
 from stages import rows
+from stages.deployment import Precision
 from stages.faults import ParamsError, Section, allow, validate
-from stages.recipe import Precision, TrainingRecipe
+from stages.recipe import Precision as TrainingPrecision
+from stages.recipe import TrainingRecipe
 from stages.rows import Method
 
 PARAMS_FILE = Path("params.yaml")
@@ -67,7 +69,7 @@ class FinetuneSettings(Section):
     batch_size: PositiveInt
     micro_batch: PositiveInt | None = None
     """As in the recipe of training; None: the whole batch."""
-    precision: Precision = "float32"
+    precision: TrainingPrecision = "float32"
     learning_rates: list[PositiveFloat] = Field(min_length=1)
 
     def recipe(self, learning_rate: float, seed: int) -> TrainingRecipe:
@@ -91,12 +93,14 @@ class ProfileSettings(Section):
 
     batches: list[PositiveInt] = Field(min_length=1)
     pairs: int = Field(ge=10)
-    """Of a comparison, over all placements; each placement has an even number, at least 2."""
+    """Of a comparison, over all placements; rounded up to an even number in each."""
     placements: int = Field(default=12, ge=3)
     """How often both networks are copied to fresh memory (docs/profiling.md)."""
     seconds: PositiveFloat = 6.0
     """Time limit of one comparison; 2 pairs of each placement are measured whatever they take."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    precisions: Annotated[list[Precision], AfterValidator(_distinct)] = Field(["float32"], min_length=1)
+    """In each, both networks are timed and the method's quality is judged; the report's figures are of the
+    first."""
 
 
 class TaskSettings(Section):

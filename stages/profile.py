@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import torch
 import typer
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor
 
 import eugen
-from eugen.cost import ModelCost, count_macs, model_cost
-from eugen.timing import Clock, compare_models, energy_per_call, peak_memory, placed
-from stages import params, timings
+from stages import measurement, params, timings
 from stages.data.verify import sha256_file
 from stages.models import (
     DENSE_FILE,
@@ -32,9 +30,7 @@ from stages.tasks import BASELINE, Task, open_task
 from stages.tracking import Run, environment, record, stage_run
 
 CELLS, METRICS = Path("results/cells"), Path("results/metrics")
-PICTURES = Path("results/pictures")
-ENERGY_SECONDS = 1.0
-"""How long a call is repeated where the device has a meter."""
+PICTURES, TRACES = Path("results/pictures"), Path(".work/traces")
 
 
 def profile(
@@ -70,19 +66,32 @@ def profile(
 
 
 def measure(settings: Params, task: Task, row: Method, moved: dict[str, Any], run: Run) -> record.CellRecord:
-    """Cost and latency at every budget that was transferred, and the record."""
-    costs, latencies = [], []
+    """Cost, latency and quality in each precision, at every budget that was transferred; and the record."""
+    costs, latencies, qualities = [], [], []
+    rates = measurement.device_rates(settings)
     for budget in dict.fromkeys(unit["budget"] for unit in moved["units"]):
-        dense = dense_model(task)  # anew: timing casts it to the profiled dtype
-        first = unit_name(task.settings.transfer.seeds[0], budget)
-        weights = load_file(TRANSFERRED / task.name / row.name / f"{first}.safetensors")
+        dense = dense_model(task)
         blocks = task.settings.transfer.blocks
-        student = student_model(dense, row.config(budget), weights, blocks)
-        # The dense network with the same blocks marked: one that stays dense is no part of the comparison.
-        marked = dense if blocks is None else student_model(dense, eugen.DenseConfig(), {}, blocks)
-        costs.append(measure_cost(task, marked, student, budget))
-        latencies += measure_latency(task, dense, student, budget, settings, run)
-    return assemble(settings, task, row, costs, latencies, run.overhead_seconds)
+        unit = unit_name(task.settings.transfer.seeds[0], budget)
+        pair = measurement.Pair(
+            dense=dense,
+            # The same blocks marked: one that stays dense is no part of the comparison.
+            marked=student_model(dense, eugen.DenseConfig(), {}, blocks),
+            student=student_model(dense, row.config(budget), last_weights(task, row, unit), blocks),
+            budget=budget,
+            traces=TRACES / task.name / row.name,
+        )
+        costs.append(measurement.cost(task, pair))
+        for precision in measurement.precisions(task, pair, run):
+            latencies += measurement.latencies(task, pair, precision, settings, rates, run)
+            qualities += measurement.quality(task, pair, precision, settings, run)
+    return assemble(settings, task, row, costs, latencies, qualities, run.overhead_seconds)
+
+
+def last_weights(task: Task, row: Method, unit: str) -> dict[str, Tensor]:
+    """What a unit's last stage changed: fine-tuned if it was, else transferred."""
+    tuned = FINETUNED / task.name / row.name / f"{unit}.safetensors"
+    return load_file(tuned if tuned.exists() else TRANSFERRED / task.name / row.name / tuned.name)
 
 
 def picture(task: Task, row: Method, moved: dict[str, Any]) -> list[Path]:
@@ -90,11 +99,9 @@ def picture(task: Task, row: Method, moved: dict[str, Any]) -> list[Path]:
     out = PICTURES / task.name / row.name
     blocks, made = task.settings.transfer.blocks, []
     for budget in dict.fromkeys(unit["budget"] for unit in moved["units"]):
-        seed = task.settings.transfer.seeds[0]
-        name = f"{unit_name(seed, budget)}.safetensors"
-        tuned = FINETUNED / task.name / row.name / name
-        stored = tuned if tuned.exists() else TRANSFERRED / task.name / row.name / name
-        student = student_model(dense_model(task), row.config(budget), load_file(stored), blocks)
+        unit = unit_name(task.settings.transfer.seeds[0], budget)
+        changed = last_weights(task, row, unit)
+        student = student_model(dense_model(task), row.config(budget), changed, blocks)
         made += task.pictures(student, out / f"budget{budget:g}")
     return made + (task.truth_pictures(out / "truth") if row.layer == "dense" else [])
 
@@ -104,82 +111,13 @@ def not_applicable(settings: Params, task: str, method: str, why: str) -> record
     return record.NotApplicable(task=task, method=method, profile=settings.profile, not_applicable=why)
 
 
-def measure_cost(task: Task, dense: nn.Module, student: nn.Module, budget: float) -> record.Cost:
-    """Exact cost of both networks for one example."""
-    base: ModelCost = model_cost(dense, task.example(1), task.call)
-    own: ModelCost = model_cost(student, task.example(1), task.call)
-    return record.Cost(
-        budget=budget,
-        params=own.params,
-        params_dense=base.params,
-        ffn_params=own.ffn_params,
-        ffn_params_dense=base.ffn_params,
-        macs=own.macs,
-        macs_dense=base.macs,
-        ffn_macs=own.ffn_macs,
-        ffn_macs_dense=base.ffn_macs,
-        weight_bytes=own.weight_bytes,
-        weight_bytes_dense=base.weight_bytes,
-    )
-
-
-def measure_latency(
-    task: Task, dense: nn.Module, student: nn.Module, budget: float, settings: Params, run: Run
-) -> list[record.Latency]:
-    """Interleaved whole-model latencies of both networks at each batch size."""
-    chosen, device = task.settings.profile, settings.run.device
-    dtype = getattr(torch, chosen.dtype)
-    models = [model.to(device=device, dtype=dtype) for model in (dense, student)]
-    measured = []
-    pairs = max(2, chosen.pairs // chosen.placements // 2 * 2)
-    for batch in chosen.batches:
-        example = task.example(batch)
-        example = example.to(device, dtype if example.is_floating_point() else None)
-        calls = [partial(task.call, model, example) for model in models]
-        macs = [count_macs(call) for call in calls]
-        timed = compare_models(
-            *(placed(model, example, task.call) for model in models),
-            placements=chosen.placements,
-            pairs=pairs,
-            max_seconds=chosen.seconds,
-            clock=Clock(device),
-        )
-        speedup, low, high = timed.speedup()
-        run.progress(f"budget {budget:g}, batch {batch}: {speedup:.2f}x [{low:.2f}, {high:.2f}]")
-        peaks = [peak_memory(call, model, device=device) for call, model in zip(calls, models, strict=True)]
-        assert peaks[0].allocated and peaks[1].allocated  # counted: nothing here is compiled
-        energy = [energy_per_call(call, device=device, seconds=ENERGY_SECONDS) for call in calls]
-        latency = record.Latency(
-            budget=budget,
-            device=device,
-            dtype=chosen.dtype,
-            batch=batch,
-            threads=settings.run.timing_threads,
-            placements=chosen.placements,
-            dense_ms=timed.base_ms,
-            method_ms=timed.other_ms,
-            speedup=speedup,
-            speedup_low=low,
-            speedup_high=high,
-            speedup_limit=macs[0] / macs[1],
-            peak_bytes_dense=peaks[0].allocated,
-            peak_bytes_method=peaks[1].allocated,
-            reserved_bytes_dense=peaks[0].reserved,
-            reserved_bytes_method=peaks[1].reserved,
-            joules_dense=energy[0].joules_per_call,
-            joules_method=energy[1].joules_per_call,
-            energy_meter=energy[1].meter,
-        )
-        measured.append(latency)
-    return measured
-
-
 def assemble(
     settings: Params,
     task: Task,
     method: Method,
     costs: list[record.Cost],
     latencies: list[record.Latency],
+    qualities: list[record.PrecisionQuality],
     overhead: float,
 ) -> record.CellRecord:
     """The cell's record from what the earlier stages left and what was measured here."""
@@ -211,6 +149,7 @@ def assemble(
         seeds=seeds,
         costs=costs,
         latencies=latencies,
+        precisions=qualities,
         train_seconds_dense=times["baseline"]["train"],
         environment=here,
         data_sha256=base["data_sha256"],
@@ -268,7 +207,7 @@ def seed_results(
 def flat_metrics(cell: record.CellRecord) -> dict[str, float]:
     """A few numbers a cell is compared by, for `dvc metrics show` and MLflow.
 
-    Those of the first budget have plain names, so that a chart shows them beside the dense row's.
+    Those of the first budget and precision have plain names: a chart shows them beside the dense row's.
     """
     flat: dict[str, float] = {}
     prefixes = {cost.budget: f"b{cost.budget:g}." for cost in cell.costs}
@@ -284,8 +223,20 @@ def flat_metrics(cell: record.CellRecord) -> dict[str, float]:
             flat[f"{prefix}{cell.quality_name}"] = math.fsum(tuned) / len(tuned)
         flat[f"{prefix}ffn_macs_ratio"] = cost.ffn_macs / cost.ffn_macs_dense
         flat[f"{prefix}params_ratio"] = cost.params / cost.params_dense
+    first = cell.latencies[0].dtype if cell.latencies else ""
     for latency in cell.latencies:
-        flat[f"{prefixes[latency.budget]}batch{latency.batch}.speedup"] = latency.speedup
+        named = "" if latency.dtype == first else f"{latency.dtype}."
+        prefix = f"{prefixes[latency.budget]}{named}batch{latency.batch}."
+        flat[f"{prefix}speedup"] = latency.speedup
+        flat[f"{prefix}ms"] = median(latency.method_ms)
+        flat[f"{prefix}peak_memory_mb"] = latency.peak_bytes_method / 1e6
+        if latency.least_ms_method is not None:
+            flat[f"{prefix}limit_share"] = latency.least_ms_method / median(latency.method_ms)
+        if latency.joules_method is not None:
+            flat[f"{prefix}energy_mj"] = 1e3 * latency.joules_method
+    for found in cell.precisions:
+        if found.dtype != first:
+            flat[f"{prefixes[found.budget]}{found.dtype}.{cell.quality_name}"] = found.quality
     return flat
 
 

@@ -10,8 +10,9 @@ from eugen.timing.memory import Memory, peak_bytes, peak_memory
 from eugen.timing.placements import PlacedLatency, compare_models, placed
 from eugen.timing.profiler import Settings, profile_model
 from eugen.timing.record import Environment, Measured, Profile, Row
-from eugen.timing.roofline import Limit, Rates
+from eugen.timing.roofline import Limit, Rates, measure_rates
 from eugen.timing.subjects import Subject
+from eugen.timing.trace import write_trace
 
 __all__ = [
     "Clock",
@@ -30,8 +31,10 @@ __all__ = [
     "compare",
     "compare_models",
     "energy_per_call",
+    "measure_rates",
     "peak_bytes",
     "peak_memory",
     "placed",
     "profile_model",
+    "write_trace",
 ]

@@ -104,14 +104,14 @@ def compare_models(
     spacers: list[Tensor] = []
     with torch.no_grad():
         for other_placed_first, other_begins in _roles(placements, generator):
-            calls = _placed_calls(base, other, other_placed_first, clock, generator, spacers)
-            warm_up(*calls, clock=clock)
+            ours, theirs = _placed_calls(base, other, other_placed_first, clock, generator, spacers)
+            warm_up(ours, theirs, clock=clock)
             if other_begins:
-                turned = _sampled(*calls[::-1], pairs, share, clock)
+                turned = _sampled(theirs, ours, pairs, share, clock)
                 found.append(PairedLatency(turned.other_ms, turned.base_ms))
             else:
-                found.append(_sampled(*calls, pairs, share, clock))
-            del calls  # before the next copies are made
+                found.append(_sampled(ours, theirs, pairs, share, clock))
+            del ours, theirs  # before the next copies are made
     return PlacedLatency(found)
 
 
@@ -129,13 +129,14 @@ def _placed_calls(
     clock: Clock,
     generator: torch.Generator,
     spacers: list[Tensor],
-) -> list[Callable[[], Any]]:
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Both calls, base first, made in this order or swapped, each behind new blocks of random size."""
     made = []
     for factory in (other, base) if swapped else (base, other):
         spacers += [_spacer(clock.device, generator) for _ in range(SPACERS)]
         made.append(clock.prepare(factory()))
-    return made[::-1] if swapped else made
+    first, second = made
+    return (second, first) if swapped else (first, second)
 
 
 def _sampled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ CALLS = 3
 
 
 def write_trace(call: Callable[[], Any], folder: Path, name: str, *, device: str) -> Path:
-    """Run a few times under PyTorch's profiler; returns the file, `<name>.json` in plain letters."""
+    """Run a few times under PyTorch's profiler; returns the file, `<name>.json.gz` in plain letters."""
+    # Kineto reports an error where there is no GPU, and each start; it reads this when it first starts.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     gpu = device.startswith("cuda")
-    path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-')}.json"
+    path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-')}.json.gz"
     folder.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         call()

@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from stages.reporting import points
-from stages.reporting.drawing import AXIS, GREY, INK, WIDTH, Figure, encodings, finish
+from stages.reporting.drawing import AXIS, COLOURS, GREY, INK, SHAPES, WIDTH, Figure, encodings, finish
 from stages.reporting.inputs import DENSE, Inputs
 from stages.reporting.intervals import budgets
 from stages.reporting.scratch import figures as scratch
@@ -33,6 +33,7 @@ def figures(inputs: Inputs) -> list[Figure]:
         else:
             drawn += [_trade_off(inputs, task, timing) for timing in timings]
         drawn += [_speed(inputs, task, timing) for timing in timings]
+        drawn += [_precisions(inputs, task, timing) for timing in timings if _compared(records)]
         if not settings:
             drawn += _fits(inputs, task)
         drawn += scratch.figures(inputs, task)
@@ -100,6 +101,37 @@ def _speed(inputs: Inputs, task: str, timing: points.Timing) -> Figure:
     )
     spoken = "; ".join(f"{row['row']} {row['speedup']:.2f}×, limit {row['limit']:.2f}×" for row in rows)
     return finish(f"{task}-speed", task, _key(timing), caption, spoken, chart)
+
+
+def _compared(records: list[CellRecord]) -> bool:
+    return any(len({x.dtype for x in record.latencies}) > 1 for record in records)
+
+
+def _precisions(inputs: Inputs, task: str, timing: points.Timing) -> Figure:
+    """Latency of every row in each precision, dense among them."""
+    rows = points.precisions(inputs.of_task(task), timing)
+    names = list(dict.fromkeys(row["precision"] for row in rows))
+    colours = alt.Scale(domain=names, range=[INK, *COLOURS][: len(names)])
+    shapes = alt.Scale(domain=names, range=SHAPES[: len(names)])
+    padded = alt.Scale(zero=False, padding=12)
+    legend = alt.Legend(orient="bottom", symbolOpacity=1)
+    chart = (
+        alt.Chart(pd.DataFrame(rows))
+        .mark_point(filled=True, size=60, opacity=1)
+        .encode(
+            alt.X("ms:Q", title="latency, ms (less is better)", scale=padded, axis=AXIS),
+            alt.Y("row:N", sort=[row["row"] for row in rows], title=None),
+            alt.Color("precision:N", scale=colours, legend=legend, title=None),
+            alt.Shape("precision:N", scale=shapes, legend=legend, title=None),
+        )
+        .properties(width=WIDTH - 70, height=alt.Step(19))
+    )
+    caption = (
+        f"Median whole-model latency of each row and precision, {timing[0]}, batch {timing[2]}. Quality in "
+        "each precision, and speed-ups with intervals, stand in the table of precisions."
+    )
+    spoken = "; ".join(f"{row['row']} {row['precision']} {row['ms']:.3g} ms" for row in rows)
+    return finish(f"{task}-precision", task, (timing[0], f"batch{timing[2]}"), caption, spoken, chart)
 
 
 def _fits(inputs: Inputs, task: str) -> Iterator[Figure]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from stages.reporting.inputs import DENSE
 from stages.reporting.intervals import STAGES, Interval, budgets, mean_interval, scores
 from stages.reporting.settings import setting_scores
-from stages.reporting.table import cost_at, latencies_at
+from stages.reporting.table import cost_at, every_latency_at, latencies_at
 from stages.tracking.record import CellRecord, Latency
 
 MOST_ROWS = 45
@@ -123,6 +123,18 @@ def sweep(records: list[CellRecord], setting: str) -> list[dict[str, Any]]:
                     "quality_high": interval.high,
                 }
             )
+    return rows
+
+
+def precisions(records: list[CellRecord], timing: Timing) -> list[dict[str, Any]]:
+    """Median latency in every precision on this device at this batch, at the largest budget below 1."""
+    rows = []
+    for record in records:
+        swept = budgets(record)
+        budget = max((b for b in swept if b < 1), default=swept[-1])
+        for x in every_latency_at(record, budget):
+            if (x.device, x.batch) == (timing[0], timing[2]):
+                rows.append({"row": record.method, "precision": x.dtype, "ms": median(x.method_ms)})
     return rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stages.reporting import text, verdicts
+from stages.reporting import tables, text, verdicts
 from stages.reporting.inputs import DENSE
 from stages.reporting.intervals import (
     Interval,
@@ -60,6 +60,10 @@ def _task(task: str, rows: list[tuple[CellRecord, float]]) -> list[str]:
         lines += ["", f"Budgets {text.listing([f'{budget:g}' for budget in others])}: in the report."]
     elif others:
         lines += ["", *folded("Smaller budgets", _table([r for b in others for r in _at(replaced, b)]))]
+    measured = list({id(record): record for record, _ in rows if record.precisions}.values())
+    if measured:
+        found = tables.precision(measured)
+        lines += ["", *folded("Precisions", [found.caption, "", *table(found.columns, found.rows)])]
     return lines
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import pandas as pd
@@ -31,16 +31,21 @@ COLUMNS = {
     "speedup_limit": "the speed-up if time followed MACs",
     "peak_memory_ratio": "peak memory of a forward pass over the dense network's",
     "energy_ratio": "energy of a forward pass over the dense network's; empty without a meter",
+    "limit_share": "the roofline's least time over the method's latency: the achieved share of the limit",
+    "quality_in_dtype": "the first seed's quality in this precision; empty where one alone was profiled",
     "transfer_seconds": "mean seconds per seed to transfer all blocks",
     "finetune_seconds": "mean seconds per seed to fine-tune; empty if it was not",
     "provisional": "smoke sizes, uncommitted source or a single seed: never in the README",
 }
 
+MAYBE = ("energy_ratio", "limit_share", "quality_in_dtype")
+"""Columns that may be empty throughout: still numbers."""
+
 
 def results(records: list[CellRecord]) -> pd.DataFrame:
     """All rows with the columns of `COLUMNS`, in the order of the records."""
     rows = [row for record in records for row in _rows(record)]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"batch": "Int64", "energy_ratio": float})
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"batch": "Int64"} | dict.fromkeys(MAYBE, float))
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -58,10 +63,22 @@ def cost_at(record: CellRecord, budget: float) -> Cost | None:
     return next((cost for cost in record.costs if cost.budget == budget), None)
 
 
-def latencies_at(record: CellRecord, budget: float) -> list[Latency]:
-    """The latencies at one budget, by device, dtype and batch."""
+def every_latency_at(record: CellRecord, budget: float) -> list[Latency]:
+    """The latencies at one budget: by device, by precision in the order of the profile, by batch."""
     found = [latency for latency in record.latencies if latency.budget == budget]
-    return sorted(found, key=lambda latency: (latency.device, latency.dtype, latency.batch))
+    order = list(dict.fromkeys(latency.dtype for latency in record.latencies))
+    return sorted(found, key=lambda latency: (latency.device, order.index(latency.dtype), latency.batch))
+
+
+def latencies_at(record: CellRecord, budget: float) -> list[Latency]:
+    """Those in the profile's first precision, which quality and its intervals are of."""
+    return [x for x in every_latency_at(record, budget) if x.dtype == record.latencies[0].dtype]
+
+
+def quality_in(record: CellRecord, budget: float, dtype: str) -> float | None:
+    """The first seed's quality in one precision; None where only one was profiled, or not this one."""
+    found = (x.quality for x in record.precisions if (x.budget, x.dtype) == (budget, dtype))
+    return next(found, None)
 
 
 def _rows(record: CellRecord) -> list[dict[str, Any]]:
@@ -69,8 +86,8 @@ def _rows(record: CellRecord) -> list[dict[str, Any]]:
     rows = []
     for budget in budgets(record):
         shared = _quality_columns(record, budget) | _cost_columns(record, budget)
-        for latency in latencies_at(record, budget) or [None]:
-            rows.append(shared | _timing_columns(latency))
+        for latency in every_latency_at(record, budget) or [None]:
+            rows.append(shared | _timing_columns(record, latency))
     return rows
 
 
@@ -113,7 +130,14 @@ def energy_ratio(latency: Latency) -> float | None:
     return latency.joules_method / latency.joules_dense
 
 
-def _timing_columns(latency: Latency | None) -> dict[str, Any]:
+def limit_share(latency: Latency) -> float | None:
+    """The roofline's least time over the median latency; None in records that lack it."""
+    if latency.least_ms_method is None:
+        return None
+    return latency.least_ms_method / median(latency.method_ms)
+
+
+def _timing_columns(record: CellRecord, latency: Latency | None) -> dict[str, Any]:
     if latency is None:
         return {}
     return {
@@ -125,4 +149,6 @@ def _timing_columns(latency: Latency | None) -> dict[str, Any]:
         "speedup_limit": latency.speedup_limit,
         "peak_memory_ratio": latency.peak_bytes_method / latency.peak_bytes_dense,
         "energy_ratio": energy_ratio(latency),
+        "limit_share": limit_share(latency),
+        "quality_in_dtype": quality_in(record, latency.budget, latency.dtype),
     }

@@ -18,7 +18,16 @@ from stages.reporting.intervals import (
     scores,
 )
 from stages.reporting.settings import in_words, setting_scores, settings_of
-from stages.reporting.table import COLUMNS, cost_at, energy_ratio, is_provisional, latencies_at, results
+from stages.reporting.table import (
+    COLUMNS,
+    cost_at,
+    energy_ratio,
+    every_latency_at,
+    is_provisional,
+    limit_share,
+    quality_in,
+    results,
+)
 from stages.tracking.record import CellRecord, SeedResult
 
 LONG = 48
@@ -50,6 +59,8 @@ def of_task(records: list[CellRecord]) -> Iterator[Table]:
         yield by_setting(records, settings, budget)
     yield quality(records)
     yield comparisons(records)
+    if any(record.precisions for record in records):
+        yield precision(records)
     yield latency(records)
     yield cost(records)
     if not settings:  # there a block's fit is its setting's quality
@@ -146,28 +157,58 @@ def latency(records: list[CellRecord]) -> Table:
     """Measured latency and speed-up per batch size beside the limit that MACs set."""
     columns = ["method", "budget", "device", "dtype", "threads", "batch", "placements", "pairs"]
     columns += ["dense, ms", "method, ms", "dense, examples/s", "method, examples/s"]
-    columns += ["speed-up", "limit by MACs", "share of limit", "peak memory", "energy"]
+    columns += ["speed-up", "limit by MACs", "least time, ms", "of it reached", "set by"]
+    columns += ["peak memory", "energy"]
     rows = []
     for record in records:
-        for x in (x for budget in budgets(record) for x in latencies_at(record, budget)):
+        for x in (x for budget in budgets(record) for x in every_latency_at(record, budget)):
             row = [record.method, f"{x.budget:g}", x.device, x.dtype, str(x.threads), str(x.batch)]
             row += [str(x.placements), str(len(x.dense_ms))]
             medians = [median(ms) if ms else None for ms in (x.dense_ms, x.method_ms)]
             row += [text.number(ms) for ms in medians]
             row += [text.number(1000 * x.batch / ms if ms else None) for ms in medians]
             row += [text.speedup(x.speedup, x.speedup_low, x.speedup_high), f"{x.speedup_limit:.2f}×"]
-            row += [
-                text.ratio(x.speedup / x.speedup_limit),
-                text.ratio(x.peak_bytes_method / x.peak_bytes_dense),
-                text.ratio(energy_ratio(x)),
-            ]
-            rows.append(row)
+            row += [text.number(x.least_ms_method), text.ratio(limit_share(x)), x.binds or text.NONE]
+            memory = text.ratio(x.peak_bytes_method / x.peak_bytes_dense)
+            rows.append([*row, memory, text.ratio(energy_ratio(x))])
     caption = (
         "Whole-model latency (medians), examples per second at that latency, and speed-up with its 95 % "
         "interval, from pairs that ran interleaved in one process at several places in memory, beside the "
-        "speed-up if time followed MACs. Memory and energy are relative to dense; no energy: no meter."
+        "speed-up if time followed MACs. Least time: the roofline's, at the rates of a large product and a "
+        "large copy on this device. Memory and energy are relative to dense; no energy: no meter."
     )
     return Table(caption, columns, rows)
+
+
+def precision(records: list[CellRecord]) -> Table:
+    """Quality and time in each precision, both networks in the same one."""
+    batches = sorted({x.batch for record in records for x in record.latencies})
+    dense = next((record for record in records if record.method == DENSE), None)
+    columns = ["method", "budget", "precision", "quality", "over the first", "over dense"]
+    columns += [f"{what}, batch {batch}" for batch in batches for what in ("ms", "speed-up")]
+    rows = []
+    for record in records:
+        for found in record.precisions:
+            first = quality_in(record, found.budget, record.precisions[0].dtype)
+            beside = quality_in(dense, 1.0, found.dtype) if dense else None
+            row = [record.method, f"{found.budget:g}", found.dtype, text.number(found.quality, 4)]
+            row += [_signed(found.quality, other) for other in (first, beside)]
+            timed = {x.batch: x for x in every_latency_at(record, found.budget) if x.dtype == found.dtype}
+            for batch in batches:
+                x = timed.get(batch)
+                row.append(text.number(median(x.method_ms)) if x else text.NONE)
+                row.append(text.speedup(x.speedup, x.speedup_low, x.speedup_high) if x else text.NONE)
+            rows.append(row)
+    caption = (
+        "Precisions: quality of the first seed's network in each, beside the same network in the first one "
+        "and beside the dense network in the same one; latency, and speed-up over dense "
+        "in the same precision. int8: the blocks' weights and products; int8_weight_only: their weights."
+    )
+    return Table(caption, columns, rows)
+
+
+def _signed(value: float, other: float | None) -> str:
+    return text.NONE if other is None else text.signed(value - other, 4)
 
 
 def cost(records: list[CellRecord]) -> Table:

@@ -17,7 +17,7 @@ from stages.reporting.intervals import (
     mean_interval,
     scores,
 )
-from stages.reporting.table import latencies_at
+from stages.reporting.table import every_latency_at, latencies_at
 from stages.tracking.record import CellRecord, Latency
 
 MOST_BUDGETS = 3
@@ -94,7 +94,7 @@ def control(records: list[CellRecord]) -> list[tuple[bool, str]]:
             (False, "No dense cell: this task has no A/A control, so a bias of its timings would not show.")
         ]
     said = []
-    for latency in (x for budget in budgets(dense[0]) for x in latencies_at(dense[0], budget)):
+    for latency in (x for budget in budgets(dense[0]) for x in every_latency_at(dense[0], budget)):
         where = f"{latency.device}, {latency.dtype}, batch {latency.batch}"
         measured = text.speedup(latency.speedup, latency.speedup_low, latency.speedup_high)
         if latency.speedup_low <= 1 <= latency.speedup_high:

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -106,6 +106,7 @@ class Latency(Record):
     budget: float = Field(gt=0, le=1)
     device: str
     dtype: str
+    """Precision of both networks (`stages.deployment.Precision`)."""
     batch: PositiveInt
     threads: PositiveInt
     placements: PositiveInt = 1
@@ -119,6 +120,11 @@ class Latency(Record):
     """95 % interval, Student's over placements; of one placement the bootstrap's over pairs."""
     speedup_limit: PositiveFloat
     """The same ratio if time followed MACs."""
+    least_ms_dense: PositiveFloat | None = None
+    least_ms_method: PositiveFloat | None = None
+    """The roofline's: products and bytes at the rates of this device (docs/profiling.md)."""
+    binds: Literal["MACs", "bytes"] | None = None
+    """What sets the method's least time."""
     peak_bytes_dense: PositiveInt
     peak_bytes_method: PositiveInt
     reserved_bytes_dense: PositiveInt | None = None
@@ -128,6 +134,14 @@ class Latency(Record):
     joules_method: PositiveFloat | None = None
     """Of one call, idle power included; None without a meter."""
     energy_meter: str | None = None
+
+
+class PrecisionQuality(Record):
+    """Quality of the first seed's network, after its last stage, in one precision."""
+
+    budget: float = Field(gt=0, le=1)
+    dtype: str
+    quality: float
 
 
 class CellRecord(Record):
@@ -148,6 +162,7 @@ class CellRecord(Record):
     seeds: list[SeedResult]
     costs: list[Cost]
     latencies: list[Latency]
+    precisions: list[PrecisionQuality] = []
     train_seconds_dense: NonNegativeFloat
     environment: Environment
     data_sha256: dict[str, str]

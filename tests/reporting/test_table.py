@@ -33,6 +33,8 @@ COLUMNS = [
     "speedup_limit",
     "peak_memory_ratio",
     "energy_ratio",
+    "limit_share",
+    "quality_in_dtype",
     "transfer_seconds",
     "finetune_seconds",
     "provisional",

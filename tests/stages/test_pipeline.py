@@ -97,7 +97,7 @@ def test_every_cell_has_its_record_and_the_report_its_rows(finished):
         assert record.environment.commit == git(finished.folder, "rev-parse", "HEAD").strip()
         assert [seed.seed for seed in record.seeds] == TRANSFER["seeds"]
         assert [seed.seed for seed in record.seeds if seed.quality_finetuned is not None] == [0]
-        assert record.latencies and all(len(lat.dense_ms) >= 10 for lat in record.latencies)
+        assert record.latencies and all(len(lat.dense_ms) >= 2 * lat.placements for lat in record.latencies)
     dense = records["vision-dense"]
     assert {seed.quality_transfer_only for seed in dense.seeds} == {dense.dense_metrics["top1"]}
     assert records["vision-eugen"].costs[0].ffn_macs <= 0.3 * dense.costs[0].ffn_macs

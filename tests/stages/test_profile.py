@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import statistics
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,14 @@ from stages import params, profile, timings
 from stages.data.verify import sha256_file
 from stages.models import RECORD_FILE, unit_name
 from stages.params import Params
-from stages.tracking.record import write_json
+from stages.tracking.record import PrecisionQuality, write_json
 from tests.reporting import factory
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = params.load(ROOT / "params/study.yaml")
 BASE = {"quality": {"top1": 0.97, "top5": 0.99}, "data_sha256": {"mnist": "ab"}}
 UNITS = [unit_name(seed, budget) for seed in range(3) for budget in (0.3, 0.15)]
+QUALITIES = {"float32": 0.8, "int8": 0.7}
 TIMES = {
     "prepare": {"overhead": 2.0},
     "baseline": {"overhead": 3.0, "train": 80.0},
@@ -90,8 +92,31 @@ def test_flat_metrics_are_means_over_the_seeds_of_a_budget():
     prefix = {0.3: "", 0.15: "b0.15."}
     ratios = {f"{prefix[c.budget]}ffn_macs_ratio": c.ffn_macs / c.ffn_macs_dense for c in costs}
     ratios |= {f"{prefix[c.budget]}params_ratio": c.params / c.params_dense for c in costs}
-    speedups = {f"{prefix[lat.budget]}batch{lat.batch}.speedup": lat.speedup for lat in latencies}
-    assert flat == ratios | speedups
+    times = {}
+    for lat in latencies:
+        key = f"{prefix[lat.budget]}batch{lat.batch}."
+        times[f"{key}speedup"] = lat.speedup
+        times[f"{key}ms"] = statistics.median(lat.method_ms)
+        times[f"{key}peak_memory_mb"] = lat.peak_bytes_method / 1e6
+    assert flat == ratios | times
+
+
+def test_flat_metrics_of_a_second_precision_have_names_of_their_own():
+    lower = {"dtype": "int8", "least_ms_method": 2.0, "joules_method": 0.5, "method_ms": [4.0, 8.0, 5.0]}
+    first = factory.latency(random.Random(0), "eugen", 0.3, 1)
+    qualities = [PrecisionQuality(budget=0.3, dtype=name, quality=q) for name, q in QUALITIES.items()]
+    cell = factory.cell(
+        "vision",
+        "eugen",
+        costs=[factory.cost(0.3)],
+        latencies=[first, first.model_copy(update=lower)],
+        precisions=qualities,
+    )
+    flat = profile.flat_metrics(cell)
+    assert flat["batch1.ms"] == statistics.median(first.method_ms)
+    assert (flat["int8.batch1.ms"], flat["int8.batch1.limit_share"]) == (5.0, 0.4)
+    assert flat["int8.batch1.energy_mj"] == 500.0 and "batch1.energy_mj" not in flat
+    assert flat["int8.top-1"] == 0.7 and flat["top-1"] != 0.8, "the plain name is the mean over seeds"
 
 
 class Cell:
@@ -123,7 +148,7 @@ class Cell:
             higher_is_better=True,
             settings=SimpleNamespace(model_dump=lambda: settings.tasks["vision"]),
         )
-        return profile.assemble(settings, task, self.method, self.costs, [], 6.0)
+        return profile.assemble(settings, task, self.method, self.costs, [], [], 6.0)
 
 
 @pytest.fixture(autouse=True)

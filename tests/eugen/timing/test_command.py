@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import subprocess
@@ -44,7 +45,7 @@ def test_one_run_from_end_to_end(tmp_path, capsys):
         assert [len(p.base_ms) for p in m.samples.placements] == [2, 2, 2]
         assert m.of_limit == pytest.approx(m.limit_ms / m.row_ms)
         assert m.energy.reason == "not asked for"
-        assert m.trace and json.loads(Path(m.trace).read_text())["traceEvents"]
+        assert m.trace and json.loads(gzip.decompress(Path(m.trace).read_bytes()))["traceEvents"]
     assert len(list(traces.iterdir())) == 6 * 4
     by = {(row.row, row.batch, row.scope): row.measured for row in record.rows if row.measured}
     dense, eugen, compiled = (by[name, 3, "model"] for name in ("dense", "eugen", "compile"))

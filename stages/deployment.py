@@ -1,0 +1,54 @@
+"""A network as it is deployed: its blocks merged, its weights in one of the profiled precisions."""
+
+from __future__ import annotations
+
+from operator import methodcaller
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+import eugen
+
+Precision = Literal["float32", "bfloat16", "float16", "int8", "int8_weight_only"]
+"""int8: the replaced blocks' products between bytes, quantised per token; int8_weight_only: their weights are
+bytes and their products float32's. All else stays float32, in the dense network beside it too."""
+
+INT8 = {"int8": eugen.Int8Config(), "int8_weight_only": eugen.Int8Config(weight_only=True)}
+
+
+def deployed(model: nn.Module, precision: Precision, device: str) -> nn.Module:
+    """A merged copy of the network on the device, in this precision.
+
+    Args:
+        model: a network whose blocks are `FFNLayer`s where they are to be quantised.
+
+    Raises:
+        eugen.UnsuitableBlock: a block whose products cannot be quantised.
+    """
+    merged = eugen.map_layers(model.eval(), methodcaller("merged")).to(device)
+    if precision in INT8:
+        return eugen.map_layers(merged, INT8[precision].wrap).eval()
+    return merged.to(getattr(torch, precision))
+
+
+def floating(precision: Precision) -> torch.dtype:
+    """The dtype of the network's inputs and of all that is not quantised."""
+    return torch.float32 if precision in INT8 else getattr(torch, precision)
+
+
+def between_float32(model: nn.Module, precision: Precision) -> nn.Module:
+    """The network itself, which from now on takes float32 inputs and returns float32: what `evaluate` gives
+    and expects.
+    """
+    lower = floating(precision)
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: (_cast(args, lower), _cast(kwargs, lower)), with_kwargs=True
+    )
+    model.register_forward_hook(lambda _, args, outputs: _cast(outputs, torch.float32))
+    return model
+
+
+def _cast(values: Any, dtype: torch.dtype) -> Any:
+    return tree_map(lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v, values)
