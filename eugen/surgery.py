@@ -102,8 +102,8 @@ def replace(
 def map_layers(model: nn.Module, change: Callable[[FFNLayer], FFNLayer]) -> nn.Module:
     """A copy of the model in which every layer of `replace` is what `change` makes of it.
 
-    `map_layers(model, lambda layer: layer.merged())` is the form to deploy; with `Int8Config().wrap` every block
-    is quantised, after transfer and fine-tuning. A layer inside another one stays as it is.
+    `map_layers(model, lambda layer: layer.merged())` is the form to deploy; with `Int8Config().wrap`
+    every block is quantised, after transfer and fine-tuning. A layer inside another one stays as it is.
 
     Raises:
         ValueError: what `change` refuses, with the block's name.
