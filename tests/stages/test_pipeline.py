@@ -102,7 +102,7 @@ def test_every_cell_has_its_record_and_the_report_its_rows(finished):
     assert {seed.quality_transfer_only for seed in dense.seeds} == {dense.dense_metrics["top1"]}
     assert records["vision-eugen"].costs[0].ffn_macs <= 0.3 * dense.costs[0].ffn_macs
     rows = (finished.folder / "reports/results.csv").read_text().splitlines()
-    assert len(rows) == 1 + len(CELLS)
+    assert len(rows) == 1 + 2 * len(CELLS), "a row for each precision"
     assert "eugen" in (finished.folder / "reports/report.html").read_text()
 
 
