@@ -15,7 +15,7 @@ from eugen.features import (
     product_features,
     products_in_place,
 )
-from eugen.ffn import runs_inference
+from eugen.ffn import autocasts, runs_inference
 from eugen.kernels import feature_map as kernel
 from eugen.shapes import Float
 
@@ -66,7 +66,7 @@ class FeatureMap(nn.Module):
     def _calls_kernel(self, x: Float[Tensor, "t d_in"]) -> bool:
         if not self.fused or type(self.projection) is not nn.Linear:  # another precision took its place
             return False
-        if x.dtype != self.projection.weight.dtype or torch.is_autocast_enabled(x.device.type):
+        if x.dtype != self.projection.weight.dtype or autocasts(x.device):
             return False
         if self.config.kernel == "fused":
             return True
