@@ -72,7 +72,9 @@ def test_parts_under_autocast():
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_shapes_without_numbers(kernel):
     """On the device `meta` there is no autocast to ask for: torch raises where it is asked."""
-    layer = EUGenConfig(num_features=4, direct_linear=True, kernel=kernel).build(block(), generator=generator())
+    layer = EUGenConfig(num_features=4, direct_linear=True, kernel=kernel).build(
+        block(), generator=generator()
+    )
     with torch.no_grad():
         y = layer.to("meta")(torch.empty(3, 60, device="meta"))
     assert (y.device.type, y.shape) == ("meta", (3, 60))

@@ -6,6 +6,7 @@ import copy
 import io
 import itertools
 import logging
+import shutil
 import sys
 
 import pytest
@@ -29,6 +30,7 @@ FORMS = [
     if lowest <= order and not (direct and order == 1)
 ]
 OPERATOR = torch.ops.eugen.feature_map.default
+PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.mv}
 
 
 def built(*, d: int = 10, dtype: torch.dtype = torch.float32, **options) -> EUGen:
@@ -56,6 +58,8 @@ def gpu(monkeypatch):
     """A mode in which there is a GPU as far as shapes and devices go: its tensors hold no numbers."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setenv("CC", "cc")
     kernel.lack.cache_clear()
     yield FakeTensorMode()
     kernel.lack.cache_clear()
@@ -97,6 +101,21 @@ def test_gradients_are_those_of_finite_differences(activation, sharing):
         x, weight, _, _ = inputs
         assert torch.autograd.gradcheck(lambda x, w, call=call: call(x, w, None, None), (x, weight))
     assert torch.autograd.gradgradcheck(call, inputs)
+
+
+@pytest.mark.parametrize("needed", range(4), ids=["x", "weight", "bias", "norm"])
+def test_only_gradients_that_are_asked_for_are_computed(needed):
+    """Beside z, computed anew, the products for x and for the rows; composed torch spares them, too."""
+    case = Case()
+    tensors = case.tensors()
+    tensors[needed].requires_grad_()
+    features = kernel.feature_map(*tensors, *case.form)
+    with Calls() as seen:
+        features.sum().backward()
+    products = [str(func) for func in seen.operators if func.overloadpacket in PRODUCTS]
+    assert len(products) == (3, 2, 1, 1)[needed], products  # for x one with the weights, one with the norm
+    expected = torch.autograd.grad(naive.feature_map(*tensors, *case.form).sum(), tensors[needed])[0]
+    assert_close(tensors[needed].grad, expected)
 
 
 def test_gradients_at_the_origin_and_of_saturated_activations_are_finite():
@@ -253,6 +272,28 @@ def test_why_a_machine_composes_is_said(caplog, gpu, monkeypatch):
         assert not kernel.choice("auto", weight, **form)
     for word in ("torch.float32", "torch.float64", "on cpu", "(7, 5)", "not installed"):
         assert any(word in message for message in caplog.messages), word
+
+
+def test_what_a_gpu_may_lack(gpu, monkeypatch):
+    device = torch.device("cuda", 0)
+
+    def lacking(dtype: torch.dtype = torch.bfloat16) -> str | None:
+        kernel.lack.cache_clear()
+        return kernel.lack(device, dtype)
+
+    assert [lacking(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)] == [None] * 3
+    assert "float64" in lacking(torch.float64)
+    with monkeypatch.context() as patch:  # a bare image: Triton would fail at the first launch
+        patch.delenv("CC")
+        patch.setattr(shutil, "which", lambda name: None)
+        assert "C compiler" in lacking()
+        patch.setattr(shutil, "which", lambda name: "/usr/bin/clang" if name == "clang" else None)
+        assert lacking() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.version, "hip", "6.0")
+        assert "NVIDIA" in lacking()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "NVIDIA" in lacking()
 
 
 def test_an_unknown_kernel_is_refused():
