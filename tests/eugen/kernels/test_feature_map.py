@@ -233,6 +233,32 @@ def test_a_layer_that_is_cast_chooses_anew(monkeypatch):
     assert not layer.float()[0].map.fused
 
 
+def test_a_layer_that_is_loaded_elsewhere_chooses_anew(monkeypatch):
+    monkeypatch.setattr(kernel, "lack", lambda device, dtype: None if device.type == "cpu" else "as on a GPU")
+    layer = torch.nn.Sequential(built()).bfloat16()
+    elsewhere, file = copy.deepcopy(layer).to("meta"), io.BytesIO()
+    assert not elsewhere[0].map.fused
+    elsewhere.load_state_dict(layer.state_dict(), assign=True)
+    assert elsewhere[0].map.fused
+    torch.save(layer, file)
+    for device in ("cpu", "meta"):
+        file.seek(0)
+        loaded = torch.load(file, weights_only=False, map_location=device)
+        assert loaded[0].map.fused == (device == "cpu")
+
+
+def test_a_projection_that_torch_quantised_can_be_moved():
+    """There `weight` is a method."""
+
+    class Packed(torch.nn.Module):
+        def weight(self):
+            raise NotImplementedError
+
+    layer = built(kernel="fused")
+    layer.map.projection = Packed()
+    assert not layer.to("cpu").map.fused
+
+
 REFUSED = [
     ({"order": 4}, "10 groups"),
     ({"norm_gate": True}, "norm gate"),
