@@ -74,7 +74,9 @@ class FeatureMap(nn.Module):
     def _calls_kernel(self, x: Float[Tensor, "t d_in"]) -> bool:
         if not self.fused or type(self.projection) is not nn.Linear:  # another precision took its place
             return False
-        if x.dtype != self.projection.weight.dtype or autocasts(x.device):
+        weight = self.projection.weight
+        # Of inputs on another device torch complains; the kernel would read what lies at their address.
+        if (x.dtype, x.device) != (weight.dtype, weight.device) or autocasts(x.device):
             return False
         if self.config.kernel == "fused":
             return True

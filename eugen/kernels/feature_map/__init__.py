@@ -87,6 +87,7 @@ def choice(kernel: str, weight: Tensor, *, groups: int, activation: str, gated: 
     Args:
         kernel: one of `KERNELS`. `fused` calls the operator for every layer of a form that it has, where it
             composes too; `auto` only where it runs the kernel, in half precision: float32 is the vendor's.
+            Neither does under autocast, which casts an operator's inputs only where torch knows it.
         gated: whether features are multiplied by a learned gate.
     """
     if kernel == "composed":

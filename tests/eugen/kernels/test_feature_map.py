@@ -225,6 +225,13 @@ def test_auto_on_a_gpu_is_for_inference_on_many_tokens_in_half_precision(gpu):
             assert not calls("auto", many)
 
 
+def test_inputs_on_another_device_are_refused_by_torch(gpu):
+    """Triton would take the other device's address and read what lies there."""
+    layer = built(kernel="fused")
+    with gpu, torch.no_grad(), pytest.raises(RuntimeError, match="device"):
+        on_gpu(layer, torch.bfloat16)(torch.empty(63, 10, dtype=torch.bfloat16))
+
+
 def test_a_layer_that_is_cast_chooses_anew(monkeypatch):
     monkeypatch.setattr(kernel, "lack", lambda device, dtype: None)  # as on a GPU
     layer = torch.nn.Sequential(built())
