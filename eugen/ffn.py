@@ -160,7 +160,7 @@ def linear_of_parts(linear: nn.Module, parts: list[Float[Tensor, "t _"]]) -> Flo
     if type(linear) is not nn.Linear:
         return linear(torch.cat(parts, dim=-1))
     # Under autocast the sum so far is in the lower dtype, the part in its own, and addmm_ casts neither.
-    in_place = runs_inference() and not torch.is_autocast_enabled(parts[0].device.type)
+    in_place = runs_inference() and not autocasts(parts[0].device)
     first, *rest = parts
     column = first.shape[1]
     weight = linear.weight[:, :column].T
@@ -175,6 +175,11 @@ def linear_of_parts(linear: nn.Module, parts: list[Float[Tensor, "t _"]]) -> Flo
 def runs_inference() -> bool:
     """No gradients are asked for. Not in an export: programs go where they are, and the operator is not."""
     return not torch.is_grad_enabled() and not torch.compiler.is_exporting()
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether products on this device are cast; torch has no answer for some, as `meta`, and raises."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def copy_activation(act: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ from benchmarks.kernel_cases import Case
 from benchmarks.machine import ROOT
 from eugen.kernels.feature_map import feature_map, lack
 
-TESTS = ("tests/eugen/kernels/test_feature_map.py", "tests/eugen/kernels/test_fused.py")
+TESTS = tuple(f"tests/eugen/kernels/test_{name}.py" for name in ("feature_map", "choice", "fused"))
 """Those that run on this device; test_interpreter.py is about machines without a GPU."""
 NEEDS = ("pytest", "pytest_timeout", "hypothesis")
 WORKERS = 8

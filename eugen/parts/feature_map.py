@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from eugen.features import (
     product_features,
     products_in_place,
 )
-from eugen.ffn import runs_inference
+from eugen.ffn import autocasts, runs_inference
 from eugen.kernels import feature_map as kernel
 from eugen.shapes import Float
 
@@ -50,9 +50,12 @@ class FeatureMap(nn.Module):
         self.gate = nn.Parameter(like.new_zeros(orders, m)) if config.norm_gate else None
         if config.norm_gate or config.activation == "rbf":
             self.register_buffer("input_rms", like.new_full((), input_rms))
+        self.register_load_state_dict_post_hook(_choose_anew)  # its `assign` puts other tensors here
         self.fused = self._choice()
 
     def _choice(self) -> bool:
+        if type(self.projection) is not nn.Linear:  # of another precision; `weight` may not be a tensor
+            return False
         config, weight = self.config, self.projection.weight
         form = {"groups": config.groups, "activation": config.activation, "gated": config.norm_gate}
         return kernel.choice(config.kernel, weight, **form)
@@ -63,10 +66,17 @@ class FeatureMap(nn.Module):
         self.fused = self._choice()
         return self
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """`torch.load` may have put the weights on another device."""
+        super().__setstate__(state)
+        self.fused = self._choice()
+
     def _calls_kernel(self, x: Float[Tensor, "t d_in"]) -> bool:
         if not self.fused or type(self.projection) is not nn.Linear:  # another precision took its place
             return False
-        if x.dtype != self.projection.weight.dtype or torch.is_autocast_enabled(x.device.type):
+        weight = self.projection.weight
+        # Of inputs on another device torch complains; the kernel would read what lies at their address.
+        if (x.dtype, x.device) != (weight.dtype, weight.device) or autocasts(x.device):
             return False
         if self.config.kernel == "fused":
             return True
@@ -100,6 +110,10 @@ class FeatureMap(nn.Module):
             excess = norm / self.input_rms - 1
             parts = [part * (1 + excess * gate) for part, gate in zip(parts, self.gate, strict=True)]
         return [x, *parts] if config.direct_linear else parts
+
+
+def _choose_anew(module: FeatureMap, _: object) -> None:
+    module.fused = module._choice()
 
 
 def given_linear(weight: Tensor, bias: Tensor | None, *, like: Tensor) -> nn.Linear:

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from eugen import EUGenConfig
 from eugen.ffn import FFNLayer, linear_of_parts
+from eugen.kernels.feature_map import KERNELS
 from tests.eugen.blocks import block, generator, linear, stream, tokens
 from tests.tolerances import assert_close
 
@@ -66,6 +67,17 @@ def test_parts_under_autocast():
         found = linear_of_parts(plain, parts)
     assert found.dtype == torch.bfloat16
     assert_close(found, plain(torch.cat(parts, 1)))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_shapes_without_numbers(kernel):
+    """On the device `meta` there is no autocast to ask for: torch raises where it is asked."""
+    layer = EUGenConfig(num_features=4, direct_linear=True, kernel=kernel).build(
+        block(), generator=generator()
+    )
+    with torch.no_grad():
+        y = layer.to("meta")(torch.empty(3, 60, device="meta"))
+    assert (y.device.type, y.shape) == ("meta", (3, 60))
 
 
 def test_exported_programs_write_over_nothing():

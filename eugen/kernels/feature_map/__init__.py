@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import logging
 import os
+import shutil
 from typing import Any
 
 import torch
@@ -70,7 +71,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return *feature_map_gradients(gradient, *ctx.saved_tensors, *ctx.form), None, None, None, None
+    needed = ctx.needs_input_grad[:4]
+    found = feature_map_gradients(gradient, *ctx.saved_tensors, *ctx.form, needed=needed)
+    return *found, None, None, None, None
 
 
 feature_map.register_autograd(_backward, setup_context=_keep)
@@ -84,6 +87,7 @@ def choice(kernel: str, weight: Tensor, *, groups: int, activation: str, gated: 
     Args:
         kernel: one of `KERNELS`. `fused` calls the operator for every layer of a form that it has, where it
             composes too; `auto` only where it runs the kernel, in half precision: float32 is the vendor's.
+            Neither does under autocast, which casts an operator's inputs only where torch knows it.
         gated: whether features are multiplied by a learned gate.
     """
     if kernel == "composed":
@@ -113,7 +117,10 @@ def lack(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda" or torch.version.hip is not None or not torch.cuda.is_available():
         return f"the weights are on {device.type}, not on an NVIDIA GPU"
     capability = torch.cuda.get_device_capability(device)
-    return None if capability >= (8, 0) else f"compute capability {capability} is below (8, 0)"
+    if capability < (8, 0):
+        return f"compute capability {capability} is below (8, 0)"
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return None if compiler else "Triton builds its launcher with a C compiler: install gcc, or set CC"
 
 
 @functools.cache

@@ -5,6 +5,8 @@ What training stores per token is x alone, not the groups·m projections and the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,8 +26,14 @@ def feature_map_gradients(
     lowest: int,
     sharing: str,
     activation: str,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The loss's gradients by x, weight, bias and norm from the one by the features."""
+    *,
+    needed: Sequence[bool] = (True, True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The loss's gradients by x, weight, bias and norm from the one by the features; None where not `needed`.
+
+    Fixed rows, and the network's own inputs, each spare a product as large as the forward one.
+    """
+    by_x, by_weight, by_bias, by_norm = needed
     wanted = chains(order, lowest, sharing)
     z = projections(x, weight, bias, norm)
     groups = z.chunk(1 + max(max(chain) for chain in wanted), dim=-1)
@@ -35,15 +43,15 @@ def feature_map_gradients(
         for group, term in zip(chain, by_factor, strict=True):
             terms[group] = terms[group] + term if group in terms else term
     dz = torch.cat([terms[group] for group in range(len(groups))], dim=-1)
-    dx = dz @ weight
-    dnorm = None
+    dx, dnorm = dz @ weight if by_x else None, None
     if norm is not None:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        # ‖x‖ has no derivative at 0; like torch's own norm, take 0.
-        direction = torch.where(length > 0, x / length, 0)
-        dx = dx + (dz @ norm)[:, None] * direction
-        dnorm = (dz * length).sum(0)
-    return dx, dz.T @ x, None if bias is None else dz.sum(0), dnorm
+        if dx is not None:
+            # ‖x‖ has no derivative at 0; like torch's own norm, take 0.
+            direction = torch.where(length > 0, x / length, 0)
+            dx = dx + (dz @ norm)[:, None] * direction
+        dnorm = (dz * length).sum(0) if by_norm else None
+    return dx, dz.T @ x if by_weight else None, dz.sum(0) if bias is not None and by_bias else None, dnorm
 
 
 def _chain_gradients(gradient: Tensor, factors: list[Tensor], activation: str) -> list[Tensor]:

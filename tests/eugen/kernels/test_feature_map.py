@@ -1,75 +1,23 @@
-"""The operator `eugen::feature_map` in plain torch, its gradients, and which layers call it."""
+"""The operator `eugen::feature_map` in plain torch and its gradients."""
 
 from __future__ import annotations
 
 import copy
 import io
 import itertools
-import logging
-import sys
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.kernel_cases import Case, check
-from eugen import EUGenConfig
 from eugen.features import ACTIVATIONS, FIXED_ACTIVATIONS, SHARING
 from eugen.kernels import feature_map as kernel
 from eugen.kernels.feature_map import naive
-from eugen.layers.eugen import EUGen
-from eugen.parts.int8_linear import quantise
-from tests.eugen.blocks import block, generator, tokens
+from tests.eugen.blocks import tokens
+from tests.eugen.kernels.layers import FORMS, OPERATOR, Calls, built, on_gpu
 from tests.tolerances import assert_close
 
-FORMS = [
-    {"order": order, "min_order": lowest, "sharing": sharing, "direct_linear": direct}
-    for order, lowest, sharing, direct in itertools.product((1, 2, 3), (1, 2, 3), SHARING, (False, True))
-    if lowest <= order and not (direct and order == 1)
-]
-OPERATOR = torch.ops.eugen.feature_map.default
-
-
-def built(*, d: int = 10, dtype: torch.dtype = torch.float32, **options) -> EUGen:
-    config = EUGenConfig(**{"num_features": 7, **options})
-    return config.build(block(d, 24, dtype=dtype), generator=generator()).eval()
-
-
-class Calls(TorchDispatchMode):
-    """Which operators run, and between which devices they move numbers."""
-
-    def __enter__(self):
-        self.operators, self.devices = [], set()
-        return super().__enter__()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.operators.append(func)
-        result = func(*args, **(kwargs or {}))
-        held = [t for t in (*args, result) if isinstance(t, torch.Tensor)]
-        self.devices |= {t.device.type for t in held}
-        return result
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """A mode in which there is a GPU as far as shapes and devices go: its tensors hold no numbers."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    kernel.lack.cache_clear()
-    yield FakeTensorMode()
-    kernel.lack.cache_clear()
-
-
-def on_gpu(layer: EUGen, dtype: torch.dtype) -> EUGen:
-    """The layer with such tensors in the place of its own, which torch's `to` cannot make."""
-    for module in layer.modules():
-        for held in (module._parameters, module._buffers):
-            for name, value in held.items():
-                if value is not None:
-                    held[name] = torch.empty(value.shape, device="cuda", dtype=dtype)
-    layer.map.fused = layer.map._choice()
-    return layer
+PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.mv}
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: "-".join(str(v) for v in f.values()))
@@ -97,6 +45,21 @@ def test_gradients_are_those_of_finite_differences(activation, sharing):
         x, weight, _, _ = inputs
         assert torch.autograd.gradcheck(lambda x, w, call=call: call(x, w, None, None), (x, weight))
     assert torch.autograd.gradgradcheck(call, inputs)
+
+
+@pytest.mark.parametrize("needed", range(4), ids=["x", "weight", "bias", "norm"])
+def test_only_gradients_that_are_asked_for_are_computed(needed):
+    """Beside z, computed anew, the products for x and for the rows; composed torch spares them, too."""
+    case = Case()
+    tensors = case.tensors()
+    tensors[needed].requires_grad_()
+    features = kernel.feature_map(*tensors, *case.form)
+    with Calls() as seen:
+        features.sum().backward()
+    products = [str(func) for func in seen.operators if func.overloadpacket in PRODUCTS]
+    assert len(products) == (3, 2, 1, 1)[needed], products  # for x one with the weights, one with the norm
+    expected = torch.autograd.grad(naive.feature_map(*tensors, *case.form).sum(), tensors[needed])[0]
+    assert_close(tensors[needed].grad, expected)
 
 
 def test_gradients_at_the_origin_and_of_saturated_activations_are_finite():
@@ -162,102 +125,6 @@ def test_saved_copied_and_moved_layers_keep_their_kernel(mode):
     composed = built(kernel="composed")
     composed.load_state_dict(layer.state_dict())
     assert_close(composed(x), layer(x))
-
-
-def test_another_precision_of_the_projection_composes():
-    layer, x = built(kernel="fused"), tokens(63, 10)
-    quantise(layer)
-    with torch.no_grad(), Calls() as seen:
-        y = layer(x)
-    assert OPERATOR not in seen.operators
-    assert_close(y, layer.reference(x), precision=torch.int8)
-
-
-def test_on_the_cpu_auto_is_the_composed_layer():
-    auto, composed, x = built(), built(kernel="composed"), tokens(63, 10)
-    for layer in (auto, composed):
-        layer.map.fused = layer.map._choice()
-    with torch.no_grad(), Calls() as one:
-        y = auto(x)
-    with torch.no_grad(), Calls() as other:
-        expected = composed(x)
-    assert torch.equal(y, expected)
-    assert one.operators == other.operators
-    assert OPERATOR not in one.operators
-
-
-def test_auto_on_a_gpu_is_for_inference_on_many_tokens_in_half_precision(gpu):
-    def calls(mode: str, count: int, dtype: torch.dtype = torch.bfloat16) -> bool:
-        layer = built(kernel=mode)
-        with gpu, Calls() as seen:
-            x, layer = torch.empty(count, 10, device="cuda", dtype=dtype), on_gpu(layer, dtype)
-            assert layer(x).shape == (count, 10)
-        return OPERATOR in seen.operators
-
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    many = kernel.LEAST_TOKENS
-    assert not calls("auto", many)  # gradients
-    assert calls("fused", 1)
-    with torch.no_grad():
-        assert [calls("auto", many, dtype) for dtype in dtypes] == [False, True, True]
-        assert not calls("auto", many - 1)
-        assert not calls("composed", many)
-        with torch.autocast("cuda", dtype=torch.float16):
-            assert not calls("auto", many)
-
-
-def test_a_layer_that_is_cast_chooses_anew(monkeypatch):
-    monkeypatch.setattr(kernel, "lack", lambda device, dtype: None)  # as on a GPU
-    layer = torch.nn.Sequential(built())
-    assert not layer[0].map.fused
-    assert layer.bfloat16()[0].map.fused
-    assert not layer.float()[0].map.fused
-
-
-REFUSED = [
-    ({"order": 4}, "10 groups"),
-    ({"norm_gate": True}, "norm gate"),
-    ({"activation": "univariate"}, "activation"),
-    ({"activation": "rbf", "order": 1, "norm_slot": False}, "activation"),
-]
-
-
-@pytest.mark.parametrize(("options", "words"), REFUSED, ids=[words for _, words in REFUSED])
-def test_a_form_that_the_kernel_lacks_is_composed_and_said_once(options, words, caplog):
-    kernel._say.cache_clear()
-    with caplog.at_level(logging.INFO, logger="eugen"):
-        layer = built(kernel="fused", **options)
-        built(kernel="fused", **options)
-    assert not layer.map.fused
-    assert len([message for message in caplog.messages if words in message]) == 1
-    assert_close(layer(tokens(63, 10)), layer.reference(tokens(63, 10)))
-
-
-def test_why_a_machine_composes_is_said(caplog, gpu, monkeypatch):
-    kernel._say.cache_clear()
-    with gpu:
-        weight = torch.empty(6, 10, device="cuda", dtype=torch.bfloat16)
-    form = {"groups": 3, "activation": "gelu", "gated": False}
-    with caplog.at_level(logging.INFO, logger="eugen"):
-        assert kernel.choice("auto", weight, **form)
-        assert not caplog.messages
-        assert not kernel.choice("auto", weight.float(), **form)
-        assert kernel.choice("fused", weight.float(), **form)
-        assert not kernel.choice("auto", weight.double(), **form)
-        assert not kernel.choice("auto", weight.cpu(), **form)
-        kernel.lack.cache_clear()
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-        assert not kernel.choice("auto", weight, **form)
-        kernel.lack.cache_clear()
-        monkeypatch.setitem(sys.modules, "triton", None)
-        assert not kernel.choice("auto", weight, **form)
-    for word in ("torch.float32", "torch.float64", "on cpu", "(7, 5)", "not installed"):
-        assert any(word in message for message in caplog.messages), word
-
-
-def test_an_unknown_kernel_is_refused():
-    with pytest.raises(ValueError, match="kernel='cuda' is unknown: use one of auto, composed, fused"):
-        EUGenConfig(kernel="cuda")
 
 
 def test_every_fixed_activation_is_known():

@@ -84,6 +84,11 @@ def test_whole_steps_are_read_without_a_mask(d):
     run(Case(d=d, tokens=65, m=33))
 
 
+def test_every_pair_of_tiles_is_computed():
+    """Of tokens and of features by an even number each: no order of programs reaches all pairs by chance."""
+    run(Case(tokens=127, d=16, m=33))
+
+
 def test_no_token_gives_no_feature():
     x, *rows = Case().tensors(DEVICE)
     assert fused.feature_map(x[:0], *rows, *Case().form).shape == (0, 14)

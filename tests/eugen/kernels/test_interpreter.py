@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,10 @@ def test_it_compiles_for_gpus_within_their_memory(capability, dtype, form, align
     # The largest stands for the others: each takes a second or more.
     made = compiled(capability, dtype, tiles[-1], form, aligned=aligned)
     assert made.metadata.shared <= SHARED_BYTES[capability]
+    tokens = tiles[-1].kwargs["TOKENS"]
+    assert tokens != tiles[-1].kwargs["FEATURES"], "a token's place could not be told from a feature's"
+    places = re.findall(rf"tt\.addptr .*<{tokens}x1x!tt\.ptr<.*<{tokens}x1x(i\d+)>", made.asm["ttir"])
+    assert places == ["i64", "i64"], "x and the features may have more numbers than 32 bits count"
     if size == 2:  # the products run on tensor cores
         assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in made.asm["ptx"]
 
