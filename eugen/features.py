@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from eugen.ffn import DenseFFN, TokenStream
+from eugen.ffn import DenseFFN, TokenStream, autocasts, runs_inference
 from eugen.shapes import Float
 
 RANDOM_PROJECTIONS = ("gaussian", "rademacher", "orthogonal", "orthogonal_chi")
@@ -40,7 +40,11 @@ class Univariate(nn.Module):
         self.square = nn.Parameter(torch.zeros(features))
 
     def forward(self, z: Float[Tensor, "*batch f"]) -> Float[Tensor, "*batch f"]:
-        return self.gelu * nn.functional.gelu(z) + (self.linear + self.square * z) * z
+        if not runs_inference() or autocasts(z.device):
+            return self.gelu * nn.functional.gelu(z) + (self.linear + self.square * z) * z
+        # Four passes instead of six, in two buffers: a third less time in bfloat16, more in float32.
+        slope = torch.addcmul(self.linear, self.square, z)
+        return nn.functional.gelu(z).mul_(self.gelu).addcmul_(slope, z)
 
 
 FIXED_ACTIVATIONS: dict[str, type[nn.Module]] = {

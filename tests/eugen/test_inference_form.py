@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eugen import EUGenConfig
+from eugen.features import new_activation
 from eugen.ffn import FFNLayer, linear_of_parts
 from eugen.kernels.feature_map import KERNELS
 from tests.eugen.blocks import block, generator, linear, stream, tokens
@@ -114,3 +115,20 @@ def test_one_program_serves_every_input(form):
             assert_close(compiled(other), layer.reference(other), precision=torch.float32)
     called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not {"aten.cat.default", "aten.item.default", "aten._local_scalar_dense.default"} & called
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_learned_function_of_each_feature_is_the_same_without_gradients(autocast):
+    act = new_activation("univariate", 9).double()
+    with torch.no_grad():
+        for seed, parameter in enumerate(act.parameters()):
+            parameter.copy_(tokens(1, 9, seed=seed, dtype=torch.float64)[0])
+    z = tokens(6, 9, dtype=torch.float64)
+    expected = act(z)
+    assert expected.requires_grad
+    kept = z.clone()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), Names() as seen:
+        result = act(z)
+    assert_close(result, expected)
+    assert torch.equal(z, kept)
+    assert ("addcmul_" in seen.names) != autocast
