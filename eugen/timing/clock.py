@@ -70,7 +70,10 @@ def last_cache_bytes(device: str) -> int:
 
 
 def _captured(call: Callable[[], Any], device: str) -> Callable[[], Any]:
-    """The replay of a CUDA graph. Libraries make their handles before, on the stream that captures."""
+    """The replay of a CUDA graph. Libraries make their handles before, on the stream that captures.
+
+    A graph holds addresses, not tensors: the call, which owns weights and inputs, lives as long as its replay.
+    """
     with torch.cuda.device(device), torch.no_grad():
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -81,4 +84,8 @@ def _captured(call: Callable[[], Any], device: str) -> Callable[[], Any]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             call()
-    return graph.replay
+
+    def replay(_owner: Callable[[], Any] = call) -> None:
+        graph.replay()
+
+    return replay
