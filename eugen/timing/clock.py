@@ -72,7 +72,7 @@ def last_cache_bytes(device: str) -> int:
 def _captured(call: Callable[[], Any], device: str) -> Callable[[], Any]:
     """The replay of a CUDA graph. Libraries make their handles before, on the stream that captures.
 
-    A graph holds addresses, not tensors: the call, which owns weights and inputs, lives as long as its replay.
+    A graph holds addresses, not tensors: the call, which owns weights and inputs, lives as long as it does.
     """
     with torch.cuda.device(device), torch.no_grad():
         stream = torch.cuda.Stream()

@@ -28,14 +28,9 @@ def graphs(monkeypatch) -> list[MagicMock]:
     def context(*_: object, **__: object) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
-    cuda = types.SimpleNamespace(
-        device=context,
-        Stream=MagicMock,
-        stream=context,
-        current_stream=MagicMock,
-        graph=context,
-        CUDAGraph=graph,
-    )
+    names = {"device": context, "stream": context, "graph": context, "CUDAGraph": graph}
+    names |= {"Stream": MagicMock, "current_stream": MagicMock}
+    cuda = types.SimpleNamespace(**names)
     monkeypatch.setattr(clock_module.torch, "cuda", cuda)
     return made
 
