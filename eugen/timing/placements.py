@@ -28,8 +28,10 @@ Factory = Callable[[], Callable[[], Any]]
 """Makes a call whose data lie in fresh memory."""
 
 PLACEMENTS, LEAST_PLACEMENTS, LEAST_PAIRS = 12, 3, 2
-SPACERS, LARGEST_SPACER = 4, 2**18
-"""Before each model so many blocks of random size are taken, up to these bytes, and kept to the end."""
+SPACERS, LARGEST_SPACER, LARGEST_GPU_SPACER = 4, 2**18, 2**23
+"""Before each model so many blocks of random size are taken, up to these bytes, and kept to the end. CUDA's
+allocator has memory of its own for blocks up to 1 MB: only larger ones move a model's matrices.
+"""
 
 
 @dataclass(frozen=True)
@@ -183,5 +185,6 @@ def move(model: nn.Module) -> None:
 
 
 def _spacer(device: str, generator: torch.Generator) -> Tensor:
-    size = int(torch.randint(1, LARGEST_SPACER, (), generator=generator))
+    largest = LARGEST_GPU_SPACER if device.startswith("cuda") else LARGEST_SPACER
+    size = int(torch.randint(1, largest, (), generator=generator))
     return torch.empty(size, dtype=torch.uint8, device=device)
