@@ -58,6 +58,14 @@ class Clock:
         return first.elapsed_time(last)
 
 
+def is_here(device: str) -> bool:
+    """Whether this machine has the device: `cpu`, `cuda`, or `cuda:` and a number that torch sees."""
+    name, _, index = device.partition(":")
+    if device == "cpu" or name != "cuda" or not torch.cuda.is_available():
+        return device == "cpu"
+    return device == "cuda" or (index.isdecimal() and int(index) < torch.cuda.device_count())
+
+
 def last_cache_bytes(device: str) -> int:
     """Size of the cache before memory: a GPU's L2, a CPU's last level."""
     if device.startswith("cuda"):

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from eugen.timing.clock import Clock
 from eugen.timing.intervals import mean_interval
@@ -162,7 +163,7 @@ def placed(
     """
 
     def make() -> Callable[[], Any]:
-        own = example.clone() if isinstance(example, Tensor) else example
+        own = tree_map_only(Tensor, torch.clone, example)
         if not in_place:
             copied = copy.deepcopy(model)
             return lambda: call(copied, own)

@@ -23,7 +23,7 @@ from eugen.timing.placements import PLACEMENTS, PlacedLatency, compare_models, p
 from eugen.timing.record import CUT, FAILED, REFUSED, TIMED, Measured, Profile, Row
 from eugen.timing.roofline import Rates, measure_rates
 from eugen.timing.rows import CONTROL, RowName, build, compare_outputs, config_of
-from eugen.timing.subjects import Part, Subject, block_inputs, parts
+from eugen.timing.subjects import Part, Subject, block_inputs, moved, parts
 from eugen.timing.trace import write_trace
 
 COMPILED_ERROR = {torch.float32: 1e-4}
@@ -255,9 +255,7 @@ class _Bench:
         return block_inputs(self.dense, self._on_device(first))
 
     def _on_device(self, example: Any) -> Any:
-        if not isinstance(example, torch.Tensor):
-            return example
-        return example.to(self.settings.device, self.dtype if example.is_floating_point() else None)
+        return moved(example, self.settings.device, self.dtype)
 
 
 def _call(model: nn.Module, example: Any) -> Any:
