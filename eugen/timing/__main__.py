@@ -16,7 +16,7 @@ import torch
 
 from eugen.timing.clock import Clock, is_here
 from eugen.timing.placements import LEAST_PAIRS, LEAST_PLACEMENTS, PLACEMENTS
-from eugen.timing.profiler import Settings, profile_model
+from eugen.timing.profiler import Settings, line_of, profile_model
 from eugen.timing.record import FAILED, write_whole
 from eugen.timing.rows import available, parse_rows
 from eugen.timing.self_check import self_check
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     if options.self_check is not None:
         return _self_check(subject, options)
-    profile = profile_model(subject, rows, _settings(options), _say)
+    profile = profile_model(subject, rows, _settings(options), lambda so_far: _say(line_of(so_far.rows[-1])))
     text = markdown(profile)
     print(text)  # first: no file that cannot be written takes it away
     if options.out:

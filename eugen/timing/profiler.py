@@ -77,13 +77,13 @@ def profile_model(
     subject: Subject,
     rows: list[RowName],
     settings: Settings,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Callable[[Profile], None] = lambda so_far: None,
 ) -> Profile:
     """Measure every row under every condition. A row that breaks is listed and hides no other.
 
     Args:
         rows: of `eugen.timing.rows.parse_rows`; the control, the model against its own copy, comes first.
-        progress: called with one line after each measurement.
+        progress: called with the profile so far after each measurement; its last row is the new one.
 
     Raises:
         ValueError: a condition that the model's inputs do not have.
@@ -98,12 +98,16 @@ def profile_model(
         rates=measure_rates(settings.device, settings.dtype),
     )
     bench = _Bench(subject, settings, started.rates)
-    found = []
+    found: list[Row] = []
+
+    def so_far() -> Profile:
+        return started.ended(list(found), bench.rates, load(), time.perf_counter() - start)
+
     for row in rows:
         for result in bench.row(row):
             found.append(result)
-            progress(line_of(result))
-    return started.ended(found, bench.rates, load(), time.perf_counter() - start)
+            progress(so_far())
+    return so_far()
 
 
 def line_of(row: Row) -> str:
