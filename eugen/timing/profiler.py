@@ -127,6 +127,7 @@ class _Bench:
         self.dtype = getattr(torch, settings.dtype)
         self.dense = subject.model.to(settings.device, self.dtype).eval()
         self.clock = Clock(settings.device, cold=settings.cold, cuda_graph=settings.cuda_graph)
+        self._examples: dict[tuple[str, int], Any] = {}
         self._dense_macs: dict[tuple[str, int, str], int] = {}
         self._seen: dict[tuple[str, int, str, str], None] = {}
         total = math.inf if settings.total_seconds is None else settings.total_seconds
@@ -135,7 +136,7 @@ class _Bench:
     def conditions(self) -> Iterator[Condition]:
         for call in self.settings.calls:
             for batch in self.settings.batches:
-                example = self._on_device(self.subject.inputs(call, batch))
+                example = self._example(call, batch)
                 for scope in self.settings.scopes:
                     for part in parts(self.dense, example, scope):
                         self._seen[call, batch, scope, part.name] = None
@@ -255,11 +256,14 @@ class _Bench:
     def _check_inputs(self, row: RowName) -> dict[str, torch.Tensor]:
         if row.layer == CONTROL:
             return {}
-        first = self.subject.inputs(self.settings.calls[0], self.settings.batches[0])
-        return block_inputs(self.dense, self._on_device(first))
+        return block_inputs(self.dense, self._example(self.settings.calls[0], self.settings.batches[0]))
 
-    def _on_device(self, example: Any) -> Any:
-        return moved(example, self.settings.device, self.dtype)
+    def _example(self, call: str, batch: int) -> Any:
+        """Inputs on the device; made once: images of a large batch take longer to draw than to classify."""
+        if (call, batch) not in self._examples:
+            made = self.subject.inputs(call, batch)
+            self._examples[call, batch] = moved(made, self.settings.device, self.dtype)
+        return self._examples[call, batch]
 
 
 def _call(model: nn.Module, example: Any) -> Any:
