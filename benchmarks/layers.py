@@ -163,7 +163,7 @@ def check(fast: FFNLayer, layer: FFNLayer, x: Tensor) -> float:
 def _timed(
     layer: FFNLayer, dense: DenseFFN, x: Tensor, rates: Rates, seconds: float, *, confidence: float
 ) -> dict[str, Any]:
-    device = x.device.type
+    device = str(x.device)
     timed = compare(
         lambda: dense(x), lambda: layer(x), pairs=PAIRS, max_seconds=seconds, warmup=1, device=device
     )

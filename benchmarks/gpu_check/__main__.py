@@ -22,9 +22,11 @@ from benchmarks.gpu_check.blocks import Effort, Shape
 from benchmarks.gpu_check.budget import Part, run_parts
 from benchmarks.gpu_check.record import FOLDER, FORMAT, QUICK_FOLDER, failures, validate
 from benchmarks.gpu_check.tables import closing, markdown
+from benchmarks.gpu_check.verdicts import TOKENS, WIDTHS
 from benchmarks.kernel_cases import large_cases, small_cases
 from benchmarks.machine import environment, load, machine_name, write, write_json
 from eugen.kernels.feature_map import lack
+from eugen.timing.clock import is_here
 
 SECONDS = 500.0
 """Of all parts together; the start and the last call that is under way make it nine minutes at most."""
@@ -35,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run all parts, write the record, print what matters. Returns 1 if a check failed."""
     options = _parse(arguments)
     torch.set_num_threads(options.threads)
+    if options.device != "cpu":
+        torch.cuda.set_device(options.device)  # kernels of Triton start on the current one
     begin, before = time.perf_counter(), _environment(options.device)
     parts = quick_parts(options.device) if options.quick else full_parts(options.device)
     outcomes = run_parts(parts, options.seconds)
@@ -61,18 +65,15 @@ def main(arguments: list[str] | None = None) -> int:
         **{part.name: outcomes[part.name].results for part in parts},
     }
     validate(record)
-    page = markdown(record)
     write_json(options.out, record)
-    write(options.out.with_suffix(".md"), page)
+    write(options.out.with_suffix(".md"), markdown(record))
     print(*closing(record), "", f"{options.out} and {options.out.with_suffix('.md')}", sep="\n")
     return int(bool(failures(record)))
 
 
 def full_parts(device: str) -> list[Part]:
     """On a GPU. Their seconds are for one of the H100's kind; what a part leaves goes to the next."""
-    forms = [
-        Shape(t, d, dtype) for dtype in ("bfloat16", "float32") for d in (768, 1024) for t in (4096, 16384)
-    ]
+    forms = [Shape(t, d, dtype) for dtype in ("bfloat16", "float32") for d in WIDTHS for t in TOKENS]
     shapes = [
         Shape(t, d, dtype)
         for dtype in ("bfloat16", "float32")
@@ -135,7 +136,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--out", type=Path, help=f"record; {FOLDER}/<device>-<date>.json")
     options = parser.parse_args(arguments)
-    if options.device != "cpu" and not (options.device.startswith("cuda") and torch.cuda.is_available()):
+    if not is_here(options.device):
         parser.error(
             f"--device {options.device} is not here: this needs an NVIDIA GPU; try --device cpu --quick"
         )

@@ -13,6 +13,7 @@ import torch
 import eugen
 from benchmarks.gpu_check.budget import NOT_BEGUN, Outcome, TimeUp
 from eugen.timing import Profile, Settings, Subject, profile_model
+from eugen.timing.profiler import line_of
 from eugen.timing.record import CUT, FAILED
 from eugen.timing.rows import CONTROL, parse_rows
 from eugen.timing.subjects import load
@@ -124,14 +125,7 @@ def profile_units(
             continue
         outcome.cut.append(f"{unit.name}: stopped")  # what stands there if it is
         try:
-            if unit.model not in subjects:
-                subjects[unit.model] = load(unit.model, unit.given)
-            profile = profile_model(
-                subjects[unit.model], parse_rows(",".join(unit.rows)), _settings(unit, device, left), say
-            )
-            outcome.results.append(asdict(profile))
-            outcome.failed += [f"{unit.name}, {name}" for name in _with(profile, FAILED)]
-            cut = [f"{unit.name}, {name}" for name in _with(profile, CUT)]
+            cut = _profile(outcome, unit, subjects, _settings(unit, device, left), say)
         except TimeUp:
             outcome.cut += [f"{following.name}: {NOT_BEGUN}" for following in units[index + 1 :]]
             raise
@@ -141,6 +135,27 @@ def profile_units(
         outcome.cut[-1:] = cut
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
+
+
+def _profile(
+    outcome: Outcome, unit: Unit, subjects: dict[str, Subject], settings: Settings, say: Callable[[str], None]
+) -> list[str]:
+    """Profile a unit and name its cut rows. Rows that were measured stay, also where it is stopped."""
+    latest: list[Profile] = []
+
+    def keep(profile: Profile) -> None:
+        latest[:] = [profile]
+        say(line_of(profile.rows[-1]))
+
+    try:
+        if unit.model not in subjects:
+            subjects[unit.model] = load(unit.model, unit.given)
+        profile_model(subjects[unit.model], parse_rows(",".join(unit.rows)), settings, keep)
+        return [f"{unit.name}, {name}" for profile in latest for name in _with(profile, CUT)]
+    finally:
+        for profile in latest:
+            outcome.results.append(asdict(profile))
+            outcome.failed += [f"{unit.name}, {name}" for name in _with(profile, FAILED)]
 
 
 def _settings(unit: Unit, device: str, left: float) -> Settings:

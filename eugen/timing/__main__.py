@@ -7,18 +7,20 @@ memory. The dense model beside its own copy is the control: its interval must co
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import math
 import sys
 from pathlib import Path
 
 import torch
 
-from eugen.timing.clock import Clock
+from eugen.timing.clock import Clock, is_here
 from eugen.timing.placements import LEAST_PAIRS, LEAST_PLACEMENTS, PLACEMENTS
-from eugen.timing.profiler import Settings, profile_model
+from eugen.timing.profiler import Settings, line_of, profile_model
 from eugen.timing.record import FAILED, write_whole
 from eugen.timing.rows import available, parse_rows
 from eugen.timing.self_check import self_check
-from eugen.timing.subjects import BUILT_IN, CALLS, SCOPES, Subject, load
+from eugen.timing.subjects import BUILT_IN, CALLS, SCOPES, Subject, load, moved
 from eugen.timing.tables import markdown
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -49,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("layers:", ", ".join(available()))
         return 0
     _check(parser, options)
+    if options.device != "cpu":
+        torch.cuda.set_device(options.device)  # kernels of Triton start on the current one
     torch.set_num_threads(options.threads)
     try:
         subject, rows = load(options.model, options.input), parse_rows(options.layers)
@@ -58,21 +62,20 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     if options.self_check is not None:
         return _self_check(subject, options)
-    profile = profile_model(subject, rows, _settings(options), _say)
+    profile = profile_model(subject, rows, _settings(options), lambda so_far: _say(line_of(so_far.rows[-1])))
     text = markdown(profile)
+    print(text)  # first: no file that cannot be written takes it away
     if options.out:
         profile.write(options.out)
         write_whole(options.out.with_suffix(".md"), text)
     if options.samples:
         profile.write_samples(options.samples)
-    print(text)
     return int(any(row.status == FAILED for row in profile.rows))
 
 
 def _self_check(subject: Subject, options: argparse.Namespace) -> int:
     dtype = getattr(torch, options.dtype)
-    example = subject.inputs(options.calls[0], options.batch[0])
-    example = example.to(options.device, dtype if example.is_floating_point() else None)
+    example = moved(subject.inputs(options.calls[0], options.batch[0]), options.device, dtype)
     found = self_check(
         subject.model.to(options.device, dtype),
         example,
@@ -175,13 +178,16 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error(f"--batch {min(options.batch)} must be at least 1")
     if not 0 < options.budget <= 1:
         parser.error(f"--budget {options.budget} must be in (0, 1]: a fraction of the dense blocks' MACs")
-    gpu = options.device.startswith("cuda")
-    if options.device != "cpu" and not (gpu and torch.cuda.is_available()):
+    if not is_here(options.device):
         parser.error(f"--device {options.device} is not here: use cpu, or cuda where torch sees one")
-    if options.cuda_graph and not gpu:
+    if options.cuda_graph and not options.device.startswith("cuda"):
         parser.error("--cuda-graph needs --device cuda")
     if options.out and options.out.suffix != ".json":
         parser.error(f"--out {options.out} must end in .json")
+    if options.samples and importlib.util.find_spec("pyarrow") is None:
+        parser.error(
+            f"--samples {options.samples} needs pyarrow: install it, or take --out, which has every pair"
+        )
 
 
 def _check_measurement(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -190,6 +196,9 @@ def _check_measurement(parser: argparse.ArgumentParser, options: argparse.Namesp
             parser.error(f"--{name} {getattr(options, name)} must be at least {least}")
     if options.self_check is not None and options.self_check < 1:
         parser.error(f"--self-check {options.self_check} must be at least 1")
+    for name in ("seconds", "energy_seconds"):
+        if not 0 <= getattr(options, name) < math.inf:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} must be finite, at least 0")
     if options.pairs % 2:
         parser.error(f"--pairs {options.pairs} must be even: as many of either order")
     if not 0 < options.confidence < 1:

@@ -58,6 +58,14 @@ class Clock:
         return first.elapsed_time(last)
 
 
+def is_here(device: str) -> bool:
+    """Whether this machine has the device: `cpu`, `cuda`, or `cuda:` and a number that torch sees."""
+    name, _, index = device.partition(":")
+    if device == "cpu" or name != "cuda" or not torch.cuda.is_available():
+        return device == "cpu"
+    return device == "cuda" or (index.isdecimal() and int(index) < torch.cuda.device_count())
+
+
 def last_cache_bytes(device: str) -> int:
     """Size of the cache before memory: a GPU's L2, a CPU's last level."""
     if device.startswith("cuda"):
@@ -70,7 +78,10 @@ def last_cache_bytes(device: str) -> int:
 
 
 def _captured(call: Callable[[], Any], device: str) -> Callable[[], Any]:
-    """The replay of a CUDA graph. Libraries make their handles before, on the stream that captures."""
+    """The replay of a CUDA graph. Libraries make their handles before, on the stream that captures.
+
+    A graph holds addresses, not tensors: the call, which owns weights and inputs, lives as long as it does.
+    """
     with torch.cuda.device(device), torch.no_grad():
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -81,4 +92,8 @@ def _captured(call: Callable[[], Any], device: str) -> Callable[[], Any]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             call()
-    return graph.replay
+
+    def replay(_owner: Callable[[], Any] = call) -> None:
+        graph.replay()
+
+    return replay

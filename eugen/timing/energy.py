@@ -6,7 +6,8 @@ the call is repeated. What an idle device takes is in the result.
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+import ctypes
 import shutil
 import statistics
 import subprocess
@@ -66,11 +67,16 @@ def energy_per_call(
 def _repeated(call: Callable[[], Any], device: str, seconds: float, meter: Meter) -> Energy:
     calls, begin = 0, time.perf_counter()
     meter.start()
-    while calls == 0 or time.perf_counter() - begin < seconds:
-        call()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize(device)
-        calls += 1
+    try:
+        while calls == 0 or time.perf_counter() - begin < seconds:
+            call()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize(device)
+            calls += 1
+    except BaseException:
+        with contextlib.suppress(Exception):  # what stopped the call is what is told
+            meter.stop()
+        raise
     joules = meter.stop()
     if not joules > 0:
         raise NoMeter(f"{meter.name} counted {joules} J in {time.perf_counter() - begin:.1f} s")
@@ -87,8 +93,8 @@ def meter_of(device: str) -> Meter:
         return RaplMeter(POWERCAP)
     name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
     try:
-        return NvmlMeter(importlib.import_module("pynvml"), name)
-    except Exception as error:  # not installed, or any of NVML's own errors: a device without the counter
+        return NvmlMeter(Nvml(), name)
+    except OSError as error:  # no library, or an error of its own: a device without the counter
         if shutil.which("nvidia-smi"):
             return SmiMeter(name)
         raise NoMeter(f"no NVML ({error}) and no nvidia-smi") from error
@@ -97,6 +103,8 @@ def meter_of(device: str) -> Meter:
 class RaplMeter:
     """Sum of the processors' packages; energy_uj counts microjoules and starts again at its range.
 
+    A laptop's `psys` stands beside them and holds them: it is left out.
+
     Raises:
         NoMeter: the system shows no package, or not to this user.
     """
@@ -104,7 +112,7 @@ class RaplMeter:
     name = "RAPL"
 
     def __init__(self, folder: Path) -> None:
-        self._packages = sorted(p for p in folder.glob("intel-rapl:*") if p.name.count(":") == 1)
+        self._packages = sorted(p for p in folder.glob("intel-rapl:*") if _is_package(p))
         if not self._packages:
             raise NoMeter(f"no RAPL package in {folder}")
         try:
@@ -124,18 +132,59 @@ class RaplMeter:
         return 1e-6 * sum((now - first) % (largest + 1) for now, first, largest in moved)
 
 
+def _is_package(zone: Path) -> bool:
+    """Whether this zone is a whole processor: no part of one, and not the platform around all."""
+    if zone.name.count(":") != 1:
+        return False
+    try:
+        return (zone / "name").read_text().strip() != "psys"
+    except OSError:
+        return True
+
+
+class Nvml:
+    """The functions of NVML that count energy, from the library that every driver brings.
+
+    Raises:
+        OSError: the library is not here; each function, NVML's error by its number.
+    """
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL("libnvidia-ml.so.1")
+        self._call("nvmlInit_v2")
+
+    def handle(self, uuid: str) -> ctypes.c_void_p:
+        """Of the device with this name, `GPU-…`."""
+        found = ctypes.c_void_p()
+        self._call("nvmlDeviceGetHandleByUUID", uuid.encode(), ctypes.byref(found))
+        return found
+
+    def millijoules(self, handle: ctypes.c_void_p) -> int:
+        """Since the driver was loaded."""
+        found = ctypes.c_ulonglong()
+        self._call("nvmlDeviceGetTotalEnergyConsumption", handle, ctypes.byref(found))
+        return found.value
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        try:
+            status = getattr(self._library, name)(*arguments)
+        except AttributeError as error:
+            raise OSError(f"NVML has no {name}") from error
+        if status != 0:
+            raise OSError(f"{name} returned {status}")
+
+
 class NvmlMeter:
     """The driver's count of millijoules (nvmlDeviceGetTotalEnergyConsumption; Volta and later)."""
 
     name = "NVML"
 
-    def __init__(self, nvml: Any, uuid: str) -> None:
-        nvml.nvmlInit()
-        self._nvml, self._handle = nvml, nvml.nvmlDeviceGetHandleByUUID(uuid)
+    def __init__(self, nvml: Nvml, uuid: str) -> None:
+        self._nvml, self._handle = nvml, nvml.handle(uuid)
         self._first = self._read()
 
     def _read(self) -> int:
-        return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+        return self._nvml.millijoules(self._handle)
 
     def start(self) -> None:
         self._first = self._read()
@@ -145,7 +194,11 @@ class NvmlMeter:
 
 
 class SmiMeter:
-    """Mean of the power that nvidia-smi reports while it runs, times the time."""
+    """Mean of the power that nvidia-smi reports while it runs, times the time; for boards without a counter.
+
+    They are older than Volta and tell the power of the moment. Later ones tell a second's average, which
+    would hold what ran before.
+    """
 
     name = "nvidia-smi"
 

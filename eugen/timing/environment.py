@@ -17,9 +17,10 @@ PACKAGES = ("timm", "transformers", "triton", "torchao")
 
 
 def environment(device: str) -> Environment:
-    """Code, versions and machine at this moment."""
+    """Code, versions and machine at this moment; no commit where the code is installed and no clone."""
     gpu = device.startswith("cuda")
-    commit = _output("git", "-C", str(SOURCE), "rev-parse", "--verify", "HEAD")
+    ours = _output("git", "-C", str(SOURCE), "ls-files", "--error-unmatch", "--", __file__) is not None
+    commit = _output("git", "-C", str(SOURCE), "rev-parse", "--verify", "HEAD") if ours else None
     changes = _output("git", "-C", str(SOURCE), "status", "--porcelain", "--", "eugen")
     return Environment(
         device=torch.cuda.get_device_name(device) if gpu else processor(),

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from eugen.timing.clock import Clock
 from eugen.timing.intervals import mean_interval
@@ -28,8 +29,10 @@ Factory = Callable[[], Callable[[], Any]]
 """Makes a call whose data lie in fresh memory."""
 
 PLACEMENTS, LEAST_PLACEMENTS, LEAST_PAIRS = 12, 3, 2
-SPACERS, LARGEST_SPACER = 4, 2**18
-"""Before each model so many blocks of random size are taken, up to these bytes, and kept to the end."""
+SPACERS, LARGEST_SPACER, LARGEST_GPU_SPACER = 4, 2**18, 2**23
+"""Before each model so many blocks of random size are taken, up to these bytes, and kept to the end. CUDA's
+allocator has memory of its own for blocks up to 1 MB: only larger ones move a model's matrices.
+"""
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def placed(
     """
 
     def make() -> Callable[[], Any]:
-        own = example.clone() if isinstance(example, Tensor) else example
+        own = tree_map_only(Tensor, torch.clone, example)
         if not in_place:
             copied = copy.deepcopy(model)
             return lambda: call(copied, own)
@@ -183,5 +186,6 @@ def move(model: nn.Module) -> None:
 
 
 def _spacer(device: str, generator: torch.Generator) -> Tensor:
-    size = int(torch.randint(1, LARGEST_SPACER, (), generator=generator))
+    largest = LARGEST_GPU_SPACER if device.startswith("cuda") else LARGEST_SPACER
+    size = int(torch.randint(1, largest, (), generator=generator))
     return torch.empty(size, dtype=torch.uint8, device=device)

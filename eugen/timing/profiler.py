@@ -23,7 +23,7 @@ from eugen.timing.placements import PLACEMENTS, PlacedLatency, compare_models, p
 from eugen.timing.record import CUT, FAILED, REFUSED, TIMED, Measured, Profile, Row
 from eugen.timing.roofline import Rates, measure_rates
 from eugen.timing.rows import CONTROL, RowName, build, compare_outputs, config_of
-from eugen.timing.subjects import Part, Subject, block_inputs, parts
+from eugen.timing.subjects import Part, Subject, block_inputs, moved, parts
 from eugen.timing.trace import write_trace
 
 COMPILED_ERROR = {torch.float32: 1e-4}
@@ -77,13 +77,13 @@ def profile_model(
     subject: Subject,
     rows: list[RowName],
     settings: Settings,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Callable[[Profile], None] = lambda so_far: None,
 ) -> Profile:
     """Measure every row under every condition. A row that breaks is listed and hides no other.
 
     Args:
         rows: of `eugen.timing.rows.parse_rows`; the control, the model against its own copy, comes first.
-        progress: called with one line after each measurement.
+        progress: called with the profile so far after each measurement; its last row is the new one.
 
     Raises:
         ValueError: a condition that the model's inputs do not have.
@@ -98,12 +98,16 @@ def profile_model(
         rates=measure_rates(settings.device, settings.dtype),
     )
     bench = _Bench(subject, settings, started.rates)
-    found = []
+    found: list[Row] = []
+
+    def so_far() -> Profile:
+        return started.ended(list(found), bench.rates, load(), time.perf_counter() - start)
+
     for row in rows:
         for result in bench.row(row):
             found.append(result)
-            progress(line_of(result))
-    return started.ended(found, bench.rates, load(), time.perf_counter() - start)
+            progress(so_far())
+    return so_far()
 
 
 def line_of(row: Row) -> str:
@@ -123,6 +127,7 @@ class _Bench:
         self.dtype = getattr(torch, settings.dtype)
         self.dense = subject.model.to(settings.device, self.dtype).eval()
         self.clock = Clock(settings.device, cold=settings.cold, cuda_graph=settings.cuda_graph)
+        self._examples: dict[tuple[str, int], Any] = {}
         self._dense_macs: dict[tuple[str, int, str], int] = {}
         self._seen: dict[tuple[str, int, str, str], None] = {}
         total = math.inf if settings.total_seconds is None else settings.total_seconds
@@ -131,7 +136,7 @@ class _Bench:
     def conditions(self) -> Iterator[Condition]:
         for call in self.settings.calls:
             for batch in self.settings.batches:
-                example = self._on_device(self.subject.inputs(call, batch))
+                example = self._example(call, batch)
                 for scope in self.settings.scopes:
                     for part in parts(self.dense, example, scope):
                         self._seen[call, batch, scope, part.name] = None
@@ -251,13 +256,14 @@ class _Bench:
     def _check_inputs(self, row: RowName) -> dict[str, torch.Tensor]:
         if row.layer == CONTROL:
             return {}
-        first = self.subject.inputs(self.settings.calls[0], self.settings.batches[0])
-        return block_inputs(self.dense, self._on_device(first))
+        return block_inputs(self.dense, self._example(self.settings.calls[0], self.settings.batches[0]))
 
-    def _on_device(self, example: Any) -> Any:
-        if not isinstance(example, torch.Tensor):
-            return example
-        return example.to(self.settings.device, self.dtype if example.is_floating_point() else None)
+    def _example(self, call: str, batch: int) -> Any:
+        """Inputs on the device; made once: images of a large batch take longer to draw than to classify."""
+        if (call, batch) not in self._examples:
+            made = self.subject.inputs(call, batch)
+            self._examples[call, batch] = moved(made, self.settings.device, self.dtype)
+        return self._examples[call, batch]
 
 
 def _call(model: nn.Module, example: Any) -> Any:

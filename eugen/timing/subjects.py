@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 import eugen
 from eugen.ffn import FFNLayer
@@ -49,6 +50,11 @@ class Subject:
         if not isinstance(found, Tensor) or found.is_floating_point() or found.ndim != 2:
             raise ValueError(f"call {call!r} is for ids [batch, tokens]: give --input ids:TOKENS:VOCABULARY")
         return found[:, -1:].contiguous() if call == "decode" else found
+
+
+def moved(example: Any, device: str, dtype: torch.dtype) -> Any:
+    """Inputs on a device, every tensor in them; those of floating point in this dtype."""
+    return tree_map_only(Tensor, lambda t: t.to(device, dtype if t.is_floating_point() else None), example)
 
 
 def load(spec: str, given: str | None = None) -> Subject:

@@ -22,6 +22,7 @@ from benchmarks.gpu_check.budget import Outcome, Part, TimeUp, run_parts
 from benchmarks.gpu_check.models import Unit
 from benchmarks.kernel_cases import small_cases
 from benchmarks.rows import rows
+from eugen.timing import Profile
 from eugen.timing.rows import parse_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,17 +205,26 @@ def test_units_that_break_end_late_or_are_stopped_are_named(monkeypatch):
     tiny = {"placements": 3, "pairs": 2, "seconds": 0.0, "energy_seconds": 0.0}
     bad = Unit("mlp(colour=1)", None, "float32", ("eugen",), 10, settings=tiny)
     good = Unit("mlp(width=16,depth=1)", None, "float32", ("eugen", "low_rank"), 60, settings=tiny)
-    outcome = Outcome()
+    outcome, real, said = Outcome(), models.profile_model, []
 
-    def slow(subject, rows, settings, say):
+    def slow(subject, rows, settings, progress):
         assert 0 < settings.total_seconds <= 70
-        raise TimeUp
+
+        def stopped(profile):
+            progress(profile)
+            if profile.rows[-1].row == "eugen":
+                raise TimeUp
+
+        return real(subject, rows, settings, stopped)
 
     monkeypatch.setattr(models, "profile_model", slow)
     with pytest.raises(TimeUp):
-        models.profile_units(outcome, NOW, [bad, good, good], "cpu", print)
+        models.profile_units(outcome, NOW, [bad, good, good], "cpu", said.append)
     assert "colour" in outcome.failed[0]
     assert [line.partition(": ")[2] for line in outcome.cut] == ["stopped", "not begun"]
+    (measured,) = outcome.results
+    assert [row.row for row in Profile.of(measured).rows] == ["dense", "eugen"], "what was measured stays"
+    assert len(said) == 2
     late = Outcome()
     models.profile_units(late, 0.0, [good], "cpu", print)
     assert late.cut == [f"{good.name}: not begun"]

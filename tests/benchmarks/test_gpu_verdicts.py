@@ -61,6 +61,8 @@ def test_one_number_below_its_goal_misses_that_one_alone(measured, change, misse
         (lambda r: [f.update(dtype="float32") for f in r["forms"]], range(4)),
         (lambda r: [f.update(tokens=2048) for f in r["forms"]], range(4)),
         (lambda r: [f.update(status="failed") for f in r["forms"][:2]], range(2)),
+        (lambda r: r["forms"][1].update(status="failed"), range(2)),  # the other size answers nothing alone
+        (lambda r: r["forms"].pop(), range(2, 4)),
         (lambda r: r.update(models=[]), range(4, 8)),
         (lambda r: r["models"][0].update(dtype="float32"), range(4, 8)),
         (lambda r: r["models"][0].update(model="timm:vit_tiny_patch16_224"), range(4, 8)),

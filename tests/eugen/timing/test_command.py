@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
 from eugen.config import LayerConfig
 from eugen.timing import Profile, Rates, profiler
+from eugen.timing import __main__ as command
 from eugen.timing.__main__ import main
+from eugen.timing.clock import is_here
 from eugen.timing.rows import parse_rows
 from eugen.timing.self_check import Coverage, least_covered
 from eugen.timing.subjects import load
@@ -125,6 +128,58 @@ def test_language_model_prefills_and_decodes(tmp_path):
     assert macs["dense", "prefill"] == {"bfloat16": 12 * 2 * 2 * 16 * 64}
 
 
+class OfBatch(nn.Module):
+    """Takes a dictionary, as models of other libraries do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+
+    def forward(self, batch: dict) -> torch.Tensor:
+        return self.net(batch["x"]) * batch["kept"]
+
+
+def of_batch() -> tuple[nn.Module, object]:
+    return OfBatch(), lambda batch: {
+        "x": torch.ones(batch, 8),
+        "kept": torch.ones(batch, 1, dtype=torch.int64),
+    }
+
+
+def test_inputs_of_several_tensors_get_the_dtype_of_the_model(tmp_path, capsys):
+    out = tmp_path / "record.json"
+    model = [*QUICK, "--model", f"{__name__}:of_batch", "--dtype", "bfloat16"]
+    assert main([*model, "--layers", "narrow", "--out", str(out)]) == 0
+    assert [row.status for row in Profile.read(out).rows] == ["timed", "timed"]
+    assert main([*model, "--self-check", "1"]) in (0, 1)
+
+
+def test_the_table_is_printed_whatever_becomes_of_its_files(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        main([*TINY, "--layers", "narrow", "--out", str(tmp_path / "file" / "record.json")])
+    assert "| narrow " in capsys.readouterr().out
+
+
+def test_samples_are_refused_before_any_work_where_pyarrow_is_not(monkeypatch, capsys):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main([*TINY, "--samples", "samples.parquet"])
+    assert "needs pyarrow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "here"),
+    [("cpu", True), ("cuda", True), ("cuda:1", True), ("cuda:2", False), ("cuda:x", False), ("cpu:0", False)],
+)
+def test_devices_that_torch_sees(monkeypatch, device, here):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert is_here(device) is here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert is_here(device) is (device == "cpu")
+
+
 def test_self_check_counts(capsys):
     assert main([*TINY, "--self-check", "2", "--confidence", "0.9999"]) in (0, 1)
     found = capsys.readouterr()
@@ -167,6 +222,9 @@ def test_list_names_what_there_is(capsys):
         (["--confidence", "1"], "--confidence 1.0 must be"),
         (["--threads", "0"], "--threads 0 must be"),
         (["--device", "tpu"], "--device tpu is not here"),
+        (["--device", "cuda:99"], "--device cuda:99 is not here"),
+        (["--seconds", "nan"], "--seconds nan must be finite"),
+        (["--energy-seconds", "-1"], "--energy-seconds -1.0 must be finite, at least 0"),
         (["--cuda-graph"], "--cuda-graph needs --device cuda"),
         (["--out", "record.txt"], "must end in .json"),
         (["--self-check", "0"], "--self-check 0 must be"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 
-from eugen.timing import energy_per_call
-from eugen.timing.energy import NoMeter, NvmlMeter, RaplMeter, mean_watts
+from eugen.timing import energy, energy_per_call
+from eugen.timing.energy import NoMeter, Nvml, NvmlMeter, RaplMeter, mean_watts
 
 
 def package(folder, name: str, microjoules: int, largest: int = 10**9):
@@ -27,6 +29,16 @@ def test_packages_add_up_cores_inside_them_do_not_count(tmp_path):
     assert meter.stop() == pytest.approx(2.5 + 0.5)
 
 
+def test_the_platform_around_the_processors_is_not_one_of_them(tmp_path):
+    for name, said in (("intel-rapl:0", "package-0"), ("intel-rapl:1", "psys")):
+        package(tmp_path, name, 0)
+        (tmp_path / name / "name").write_text(f"{said}\n")
+    meter = RaplMeter(tmp_path)
+    for name, count in (("intel-rapl:0", 2_000_000), ("intel-rapl:1", 9_000_000)):
+        package(tmp_path, name, count)
+    assert meter.stop() == pytest.approx(2)
+
+
 def test_a_counter_that_starts_again_goes_on(tmp_path):
     package(tmp_path, "intel-rapl:0", 900, largest=999)
     meter = RaplMeter(tmp_path)
@@ -43,31 +55,73 @@ def test_no_package_and_no_permission_have_their_reasons(tmp_path):
         RaplMeter(tmp_path)
 
 
-class Nvml:
-    """As pynvml."""
+class Library:
+    """As libnvidia-ml.so.1, by the functions' C names; `status` is what they return."""
 
     def __init__(self) -> None:
-        self.millijoules, self.started = 4000, False
+        self.count, self.status, self.started = 4000, 0, False
 
-    def nvmlInit(self) -> None:
+    def nvmlInit_v2(self) -> int:
         self.started = True
+        return 0
 
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle) -> int:
         assert self.started
-        return f"handle of {uuid}"
+        handle._obj.value = {b"GPU-7": 77}[uuid]
+        return 0
 
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
-        assert handle == "handle of GPU-7"
-        return self.millijoules
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle, count) -> int:
+        assert handle.value == 77
+        count._obj.value = self.count
+        return self.status
 
 
-def test_nvml_counts_millijoules_of_the_board_by_its_name():
-    nvml = Nvml()
-    meter = NvmlMeter(nvml, "GPU-7")
-    nvml.millijoules = 5000
+@pytest.fixture
+def library(monkeypatch) -> Library:
+    found = Library()
+    monkeypatch.setattr(energy.ctypes, "CDLL", {"libnvidia-ml.so.1": found}.__getitem__)
+    return found
+
+
+def test_nvml_counts_millijoules_of_the_board_by_its_name(library):
+    meter = NvmlMeter(Nvml(), "GPU-7")
+    library.count = 2**40
     meter.start()
-    nvml.millijoules = 6500
+    library.count += 1500
     assert meter.stop() == pytest.approx(1.5)
+
+
+def gpu(monkeypatch) -> None:
+    properties = types.SimpleNamespace(uuid="7")
+    monkeypatch.setattr(energy.torch.cuda, "get_device_properties", lambda device: properties)
+
+
+def test_a_board_without_the_counter_is_asked_for_its_power(library, monkeypatch):
+    gpu(monkeypatch)
+    assert isinstance(energy.meter_of("cuda"), NvmlMeter)
+    library.status = 3
+    monkeypatch.setattr(energy.shutil, "which", lambda name: "/bin/" + name)
+    assert isinstance(energy.meter_of("cuda"), energy.SmiMeter)
+    monkeypatch.setattr(energy.shutil, "which", lambda name: None)
+    with pytest.raises(NoMeter, match="nvmlDeviceGetTotalEnergyConsumption returned 3"):
+        energy.meter_of("cuda")
+
+
+def test_a_call_that_breaks_stops_the_meter(clock):
+    class Watched(Steady):
+        stopped = 0
+
+        def stop(self) -> float:
+            self.stopped += 1
+            return super().stop()
+
+    def broken() -> None:
+        raise RuntimeError("out of paint")
+
+    meter = Watched(clock, 50)
+    with pytest.raises(RuntimeError, match="out of paint"):
+        energy_per_call(broken, meter=meter)
+    assert meter.stopped == 1
 
 
 def test_power_is_the_mean_of_the_lines_that_tell_it():

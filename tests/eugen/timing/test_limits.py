@@ -116,6 +116,23 @@ def test_only_missing_rates_are_measured(monkeypatch):
     assert asked == [("cpu", "int8")]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+def test_products_are_of_numbers_as_models_have_them(monkeypatch, dtype):
+    seen = []
+
+    def product(left: torch.Tensor, right: torch.Tensor) -> None:
+        seen.extend((left, right))
+
+    monkeypatch.setattr(roofline, "CPU_SIZE", 32)
+    monkeypatch.setattr(roofline, "_best_seconds", lambda call, device: call() or 1.0)
+    monkeypatch.setattr(torch, "_int_mm" if dtype == "int8" else "mm", product)
+    assert roofline.gemm_rate("cpu", dtype) == 32**3
+    left, right = seen
+    assert left.dtype == right.dtype == getattr(torch, dtype)
+    assert min(len(left.unique()), len(right.unique())) > 100
+    assert not torch.equal(left, right.T)
+
+
 def test_rates_are_of_the_best_run(monkeypatch):
     times = iter([900.0, 900.0, 7.0, 4.0, 5.0, 9.0, 5.0, 6.0, 8.0] * 3)
 

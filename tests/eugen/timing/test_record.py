@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,28 @@ from eugen.timing import (
     Rates,
     Row,
 )
+from eugen.timing import environment as machine
 from eugen.timing.tables import is_void, markdown
+
+
+def test_an_installed_copy_does_not_take_the_commit_of_the_folder_around_it(tmp_path, monkeypatch):
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
+
+    source = tmp_path / "eugen" / "timing" / "environment.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("")
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "somebody else's")
+    monkeypatch.setattr(machine, "SOURCE", tmp_path)
+    monkeypatch.setattr(machine, "__file__", str(source))
+    found = machine.environment("cpu")
+    assert (found.commit, found.dirty) == (None, None)
+    git("add", ".")
+    found = machine.environment("cpu")
+    assert (len(found.commit or ""), found.dirty) == (40, True)
+
 
 SAMPLES = PlacedLatency([PairedLatency([4.0, 4.0], [2.0, 2.0]), PairedLatency([6.0, 6.0], [2.0, 4.0])])
 
