@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import eugen
+from eugen.parts.int8_linear import quantise
 
 Precision = Literal["float32", "bfloat16", "float16", "int8", "int8_weight_only"]
-"""int8: the replaced blocks' products between bytes, quantised per token; int8_weight_only: their weights are
-bytes and their products float32's. All else stays float32, in the dense network beside it too."""
+"""int8: every `nn.Linear` multiplies bytes, its inputs quantised per token as they come; int8_weight_only:
+weights are bytes, products float32's. What stands between linear maps stays float32."""
 
 INT8 = {"int8": eugen.Int8Config(), "int8_weight_only": eugen.Int8Config(weight_only=True)}
 
@@ -22,14 +23,16 @@ def deployed(model: nn.Module, precision: Precision, device: str) -> nn.Module:
     """A merged copy of the network on the device, in this precision.
 
     Args:
-        model: a network whose blocks are `FFNLayer`s where they are to be quantised.
+        model: the dense network, or one whose blocks were replaced.
 
     Raises:
         eugen.UnsuitableBlock: a block whose products cannot be quantised.
     """
     merged = eugen.map_layers(model.eval(), methodcaller("merged")).to(device)
     if precision in INT8:
-        return eugen.map_layers(merged, INT8[precision].wrap).eval()
+        blocks = eugen.map_layers(merged, INT8[precision].wrap)
+        quantise(blocks, INT8[precision].kind)  # and all else: attention, embeddings' projections, heads
+        return blocks.eval()
     return merged.to(getattr(torch, precision))
 
 

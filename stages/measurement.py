@@ -22,7 +22,7 @@ from eugen.timing import (
     placed,
     write_trace,
 )
-from stages.deployment import INT8, Precision, between_float32, deployed, floating
+from stages.deployment import Precision, between_float32, deployed, floating
 from stages.params import Params
 from stages.tasks import Task
 from stages.tracking import Run, record
@@ -36,7 +36,7 @@ class Pair:
     """The dense network and the one beside it.
 
     Attributes:
-        marked: the dense network, its blocks as layers that can be quantised.
+        marked: the dense network, its blocks as layers: one that stays dense is no part of the cost.
         traces: folder of the traces, which MLflow copies.
     """
 
@@ -48,8 +48,7 @@ class Pair:
 
     def deployed(self, precision: Precision, device: str) -> tuple[nn.Module, nn.Module]:
         """Copies of both in one precision."""
-        dense = self.marked if precision in INT8 else self.dense
-        return deployed(dense, precision, device), deployed(self.student, precision, device)
+        return deployed(self.dense, precision, device), deployed(self.student, precision, device)
 
 
 def device_rates(settings: Params) -> Rates:

@@ -75,7 +75,6 @@ def measure(settings: Params, task: Task, row: Method, moved: dict[str, Any], ru
         unit = unit_name(task.settings.transfer.seeds[0], budget)
         pair = measurement.Pair(
             dense=dense,
-            # The same blocks marked: one that stays dense is no part of the comparison.
             marked=student_model(dense, eugen.DenseConfig(), {}, blocks),
             student=student_model(dense, row.config(budget), last_weights(task, row, unit), blocks),
             budget=budget,

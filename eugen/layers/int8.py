@@ -43,10 +43,14 @@ class Int8Config(WrapperConfig, name="int8"):
     of: LayerConfig = field(default_factory=DenseConfig)
     weight_only: bool = False
 
+    @property
+    def kind(self) -> type[WeightOnlyInt8Linear]:
+        """What stands in the place of each `nn.Linear`."""
+        return WeightOnlyInt8Linear if self.weight_only else Int8Linear
+
     def wrap(self, layer: FFNLayer) -> Int8FFN:
         inner = copy.deepcopy(layer)
-        kind = WeightOnlyInt8Linear if self.weight_only else Int8Linear
-        if quantise(inner, kind) != layer.macs_per_token:
+        if quantise(inner, self.kind) != layer.macs_per_token:
             raise UnsuitableBlock(
                 f"of={self.of.name!r} has products other than those of nn.Linear maps, which cannot be "
                 "quantised; use 'bf16' for it"

@@ -202,7 +202,8 @@ def precision(records: list[CellRecord]) -> Table:
     caption = (
         "Precisions: quality of the first seed's network in each, beside the same network in the first one "
         "and beside the dense network in the same one; latency, and speed-up over dense "
-        "in the same precision. int8: the blocks' weights and products; int8_weight_only: their weights."
+        "in the same precision. int8: products of all linear maps between bytes; int8_weight_only: bytes as "
+        "weights alone."
     )
     return Table(caption, columns, rows)
 

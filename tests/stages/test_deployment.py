@@ -37,12 +37,14 @@ def test_a_cast_network_takes_and_returns_float32(precision, allowed):
     ("precision", "kind"), [("int8", Int8Linear), ("int8_weight_only", WeightOnlyInt8Linear)]
 )
 @pytest.mark.parametrize("config", [eugen.DenseConfig(), eugen.EUGenConfig(budget=0.5)])
-def test_quantised_are_the_blocks_and_nothing_else(precision, kind, config):
+def test_every_linear_map_is_quantised(precision, kind, config):
     model = student(config)
     quantised = deployed(model, precision, "cpu")
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     found = [name for name, module in quantised.named_modules() if isinstance(module, kind)]
-    assert len(found) == 2 * 2 and all(".mlp." in name for name in found)
-    assert not any(isinstance(module, kind) for module in model.modules())
+    assert len(found) == len(linear) > 2 * 2 and any("attn" in name for name in found)
+    assert not any(isinstance(module, nn.Linear) for module in quantised.modules())
+    assert sum(isinstance(module, nn.Linear) for module in model.modules()) == len(linear)
     assert floating(precision) == torch.float32
     assert 0 < relative_rms(last(quantised), last(model)) < 0.03
 
