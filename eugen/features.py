@@ -255,8 +255,10 @@ def products_in_place(
     z: Float[Tensor, "t p"], order: int, lowest: int, sharing: str
 ) -> Float[Tensor, "t f"] | None:
     """`product_features` side by side, written over z without a copy; None where z holds no room for that."""
+    if order == 1:
+        return z
     if sharing == "powers":
-        return None if lowest < order else z.pow_(order) if order > 1 else z
+        return None if lowest < order else z.pow_(order)
     parts = z.chunk(projection_groups(order, lowest, sharing), dim=-1)
     if sharing == "shared" and lowest == 1:
         for below, part in itertools.pairwise(parts):

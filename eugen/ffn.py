@@ -157,6 +157,8 @@ def linear_of_parts(linear: nn.Module, parts: list[Float[Tensor, "t _"]]) -> Flo
 
     In inference all parts after the first are added to its result in place.
     """
+    if len(parts) == 1:
+        return linear(parts[0])
     if type(linear) is not nn.Linear:
         return linear(torch.cat(parts, dim=-1))
     # Under autocast the sum so far is in the lower dtype, the part in its own, and addmm_ casts neither.

@@ -93,21 +93,19 @@ class FeatureMap(nn.Module):
             features = kernel.feature_map(x, self.projection.weight, self.projection.bias, self.norm, *form)
             return [x, features] if config.direct_linear else [features]
         z, in_place = self.projection(x), runs_inference()
-        norm = x.new_zeros(())
-        if self.norm is not None or self.gate is not None:
-            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if self.norm is not None:  # one pass over z
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             z = z.addcmul_(norm, self.norm) if in_place else torch.addcmul(z, norm, self.norm)
         if config.activation == "rbf":
             z = z - (x / self.input_rms).square().sum(-1, keepdim=True)
-        if in_place and self.gate is None and config.activation in FIXED_ACTIVATIONS:
+        if in_place and self.gate is None and (len(self.acts) == 1 or config.activation in FIXED_ACTIVATIONS):
             joined = products_in_place(z, config.order, config.lowest_order, config.sharing)
             if joined is not None:
                 return [x, self.acts[0](joined)] if config.direct_linear else [self.acts[0](joined)]
         products = product_features(z, config.order, config.lowest_order, config.sharing)
         parts = [act(product) for act, product in zip(self.acts, products, strict=True)]
         if self.gate is not None:
-            excess = norm / self.input_rms - 1
+            excess = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / self.input_rms - 1
             parts = [part * (1 + excess * gate) for part, gate in zip(parts, self.gate, strict=True)]
         return [x, *parts] if config.direct_linear else parts
 

@@ -131,7 +131,9 @@ FAULTS: list[tuple[str, Any, str]] = [
     (f"{V}.transfer.seeds", [0, 1, 0], rf"{V}.transfer.seeds = \[0, 1, 0\]: .*may occur once"),
     (f"{V}.baseline.width", -8, f"{V}.baseline.width = -8: .*greater than 0"),
     (f"{V}.finetune.learning_rates", [math.inf], f"{V}.finetune.learning_rates.0 = inf: .*finite"),
-    (f"{V}.profile.dtype", "int8", f"{V}.profile.dtype = 'int8': .*'float32', 'bfloat16' or 'float16'"),
+    (f"{V}.profile.precisions", ["int4"], f"{V}.profile.precisions.0 = 'int4': .*'bfloat16'.*'int8'"),
+    (f"{V}.profile.precisions", ["int8", "int8"], f"{V}.profile.precisions = .*occur once"),
+    (f"{V}.profile.precisions", [], f"{V}.profile.precisions = .*at least 1"),
     ("run.device", "gpu", "run.device = 'gpu': .*cpu.*cuda"),
     (
         f"{V}.finetune.budgets",
