@@ -73,8 +73,12 @@ class WeightOnlyInt8Linear(nn.Module):
             y = y if self.bias is None else y.add_(self.bias)
         else:
             y = functional.linear(flat, self.quantised.to(x.dtype))
-            y = y.mul_(self.scale) if self.bias is None else torch.addcmul(self.bias, y, self.scale)
+            y = self._scaled(y)
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _scaled(self, y: Float[Tensor, "t d_out"]) -> Float[Tensor, "t d_out"]:
+        y = y.mul_(self.scale)  # in place: fresh memory takes longer than a pass over it
+        return y if self.bias is None else y.add_(self.bias)
 
     def _scales_outputs(self, x: Float[Tensor, "*batch d_in"]) -> bool:
         """Whether the outputs may be scaled in place of the weights: one pass less over these.
@@ -120,8 +124,7 @@ class Int8Linear(WeightOnlyInt8Linear):
             return self.reference(x)
         step = _step(flat)
         whole = (flat.to(step.dtype) / step).round_().to(torch.int8)
-        y = torch._int_mm(whole, self.quantised.t()) * step
-        y = y.mul_(self.scale) if self.bias is None else torch.addcmul(self.bias, y, self.scale)
+        y = self._scaled(torch._int_mm(whole, self.quantised.t()) * step)
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
     def _multiplies_bytes(self, x: Float[Tensor, "t d_in"]) -> bool:
