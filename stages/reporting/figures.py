@@ -17,6 +17,8 @@ from stages.reporting.settings import settings_of
 from stages.reporting.sweep import sweeps
 from stages.tracking.record import CellRecord
 
+_LOOSE = alt.Scale(zero=False, padding=12)
+
 
 def figures(inputs: Inputs) -> list[Figure]:
     """Per task: quality against speed-up and speed-up against its limit per batch, fit per block.
@@ -108,29 +110,28 @@ def _compared(records: list[CellRecord]) -> bool:
 
 
 def _precisions(inputs: Inputs, task: str, timing: points.Timing) -> Figure:
-    """Latency of every row in each precision, dense among them."""
+    """What each row gains in each precision over the dense network in the same one."""
     rows = points.precisions(inputs.of_task(task), timing)
     names = list(dict.fromkeys(row["precision"] for row in rows))
-    colours = alt.Scale(domain=names, range=[INK, *COLOURS][: len(names)])
-    shapes = alt.Scale(domain=names, range=SHAPES[: len(names)])
-    padded = alt.Scale(zero=False, padding=12)
     legend = alt.Legend(orient="bottom", symbolOpacity=1)
-    chart = (
-        alt.Chart(pd.DataFrame(rows))
-        .mark_point(filled=True, size=60, opacity=1)
-        .encode(
-            alt.X("ms:Q", title="latency, ms (less is better)", scale=padded, axis=AXIS),
-            alt.Y("row:N", sort=[row["row"] for row in rows], title=None),
-            alt.Color("precision:N", scale=colours, legend=legend, title=None),
-            alt.Shape("precision:N", scale=shapes, legend=legend, title=None),
-        )
-        .properties(width=WIDTH - 70, height=alt.Step(19))
+    scales = [alt.Scale(domain=names, range=look[: len(names)]) for look in ([INK, *COLOURS], SHAPES)]
+    colour, shape = (
+        kind("precision:N", scale=scale, legend=legend, title=None)
+        for kind, scale in zip((alt.Color, alt.Shape), scales, strict=True)
     )
+    x = alt.X("speedup:Q", title="whole-model speed-up (×)", scale=_LOOSE, axis=AXIS)
+    y = alt.Y("row:N", sort=[row["row"] for row in rows], title=None)
+    offset = alt.YOffset("precision:N", sort=names)
+    base = alt.Chart(pd.DataFrame(rows)).encode(y=y, yOffset=offset, color=colour)
+    chart = alt.layer(
+        base.mark_rule(strokeWidth=2).encode(x=alt.X("speedup_low:Q"), x2="speedup_high:Q"),
+        base.mark_point(filled=True, size=50, opacity=1).encode(x=x, shape=shape),
+    ).properties(width=WIDTH - 70, height=alt.Step(12))
     caption = (
-        f"Median whole-model latency of each row and precision, {timing[0]}, batch {timing[2]}. Quality in "
-        "each precision, and speed-ups with intervals, stand in the table of precisions."
+        f"Speed-up over the dense network in the same precision, with 95 % intervals, {timing[0]}, "
+        f"batch {timing[2]}. Quality in each precision stands in the table of precisions."
     )
-    spoken = "; ".join(f"{row['row']} {row['precision']} {row['ms']:.3g} ms" for row in rows)
+    spoken = "; ".join(f"{row['row']} {row['precision']} {row['speedup']:.2f}×" for row in rows)
     return finish(f"{task}-precision", task, (timing[0], f"batch{timing[2]}"), caption, spoken, chart)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 from stages.reporting.inputs import DENSE
@@ -127,14 +127,15 @@ def sweep(records: list[CellRecord], setting: str) -> list[dict[str, Any]]:
 
 
 def precisions(records: list[CellRecord], timing: Timing) -> list[dict[str, Any]]:
-    """Median latency in every precision on this device at this batch, at the largest budget below 1."""
+    """Speed-ups in every precision on this device at this batch, at the largest budget below 1."""
     rows = []
     for record in records:
         swept = budgets(record)
         budget = max((b for b in swept if b < 1), default=swept[-1])
         for x in every_latency_at(record, budget):
             if (x.device, x.batch) == (timing[0], timing[2]):
-                rows.append({"row": record.method, "precision": x.dtype, "ms": median(x.method_ms)})
+                bounds = {"speedup_low": x.speedup_low, "speedup_high": x.speedup_high}
+                rows.append({"row": record.method, "precision": x.dtype, "speedup": x.speedup} | bounds)
     return rows
 
 

@@ -185,7 +185,7 @@ def precision(records: list[CellRecord]) -> Table:
     batches = sorted({x.batch for record in records for x in record.latencies})
     dense = next((record for record in records if record.method == DENSE), None)
     columns = ["method", "budget", "precision", "quality", "over the first", "over dense"]
-    columns += [f"{what}, batch {batch}" for batch in batches for what in ("ms", "speed-up")]
+    columns += [f"speed-up, batch {batch}" for batch in batches]
     rows = []
     for record in records:
         for found in record.precisions:
@@ -196,14 +196,12 @@ def precision(records: list[CellRecord]) -> Table:
             timed = {x.batch: x for x in every_latency_at(record, found.budget) if x.dtype == found.dtype}
             for batch in batches:
                 x = timed.get(batch)
-                row.append(text.number(median(x.method_ms)) if x else text.NONE)
                 row.append(text.speedup(x.speedup, x.speedup_low, x.speedup_high) if x else text.NONE)
             rows.append(row)
     caption = (
         "Precisions: quality of the first seed's network in each, beside the same network in the first one "
-        "and beside the dense network in the same one; latency, and speed-up over dense "
-        "in the same precision. int8: products of all linear maps between bytes; int8_weight_only: bytes as "
-        "weights alone."
+        "and beside the dense network in the same one; speed-up over dense in the same precision. "
+        "int8: products of all linear maps between bytes; int8_weight_only: bytes as weights alone."
     )
     return Table(caption, columns, rows)
 
