@@ -114,11 +114,10 @@ def _precisions(inputs: Inputs, task: str, timing: points.Timing) -> Figure:
     rows = points.precisions(inputs.of_task(task), timing)
     names = list(dict.fromkeys(row["precision"] for row in rows))
     legend = alt.Legend(orient="bottom", symbolOpacity=1)
-    scales = [alt.Scale(domain=names, range=look[: len(names)]) for look in ([INK, *COLOURS], SHAPES)]
-    colour, shape = (
-        kind("precision:N", scale=scale, legend=legend, title=None)
-        for kind, scale in zip((alt.Color, alt.Shape), scales, strict=True)
-    )
+    colours = alt.Scale(domain=names, range=[INK, *COLOURS][: len(names)])
+    shapes = alt.Scale(domain=names, range=SHAPES[: len(names)])
+    colour = alt.Color("precision:N", scale=colours, legend=legend, title=None)
+    shape = alt.Shape("precision:N", scale=shapes, legend=legend, title=None)
     x = alt.X("speedup:Q", title="whole-model speed-up (×)", scale=_LOOSE, axis=AXIS)
     y = alt.Y("row:N", sort=[row["row"] for row in rows], title=None)
     offset = alt.YOffset("precision:N", sort=names)
