@@ -16,8 +16,8 @@ from eugen.timing import (
     Clock,
     Rates,
     compare_models,
+    copy_rate,
     energy_per_call,
-    measure_rates,
     peak_memory,
     placed,
     write_trace,
@@ -49,11 +49,6 @@ class Pair:
     def deployed(self, precision: Precision, device: str) -> tuple[nn.Module, nn.Module]:
         """Copies of both in one precision."""
         return deployed(self.dense, precision, device), deployed(self.student, precision, device)
-
-
-def device_rates(settings: Params) -> Rates:
-    """What the device reaches; rates of further dtypes are measured when one is met."""
-    return measure_rates(settings.run.device, "float32")
 
 
 def precisions(task: Task, pair: Pair, run: Run) -> list[Precision]:
@@ -89,7 +84,7 @@ def cost(task: Task, pair: Pair) -> record.Cost:
 
 
 def latencies(
-    task: Task, pair: Pair, precision: Precision, settings: Params, rates: Rates, run: Run
+    task: Task, pair: Pair, precision: Precision, settings: Params, run: Run
 ) -> list[record.Latency]:
     """Interleaved whole-model latencies of both networks in one precision, at each batch size."""
     chosen, device = task.settings.profile, settings.run.device
@@ -122,7 +117,7 @@ def latencies(
             speedup=speedup,
             speedup_low=low,
             speedup_high=high,
-            **_limits(calls, models, rates, device),
+            **_limits(calls, models, device),
             **_memory(calls, models, device),
             **_energy(calls, device),
         )
@@ -131,11 +126,10 @@ def latencies(
     return measured
 
 
-def _limits(
-    calls: list[partial[Any]], models: tuple[nn.Module, nn.Module], rates: Rates, device: str
-) -> dict[str, Any]:
+def _limits(calls: list[partial[Any]], models: tuple[nn.Module, nn.Module], device: str) -> dict[str, Any]:
     dense, own = (call_cost(call, model) for call, model in zip(calls, models, strict=True))
-    known = rates.knowing({*dense.macs, *own.macs}, device)
+    # Anew each time: what a shared machine reaches changes within a stage.
+    known = Rates(copy_rate(device), {}).knowing({*dense.macs, *own.macs}, device)
     least = known.limit(own)
     return {
         "speedup_limit": _macs(dense) / _macs(own),

@@ -68,7 +68,6 @@ def profile(
 def measure(settings: Params, task: Task, row: Method, moved: dict[str, Any], run: Run) -> record.CellRecord:
     """Cost, latency and quality in each precision, at every budget that was transferred; and the record."""
     costs, latencies, qualities = [], [], []
-    rates = measurement.device_rates(settings)
     for budget in dict.fromkeys(unit["budget"] for unit in moved["units"]):
         dense = dense_model(task)
         blocks = task.settings.transfer.blocks
@@ -82,7 +81,7 @@ def measure(settings: Params, task: Task, row: Method, moved: dict[str, Any], ru
         )
         costs.append(measurement.cost(task, pair))
         for precision in measurement.precisions(task, pair, run):
-            latencies += measurement.latencies(task, pair, precision, settings, rates, run)
+            latencies += measurement.latencies(task, pair, precision, settings, run)
             qualities += measurement.quality(task, pair, precision, settings, run)
     return assemble(settings, task, row, costs, latencies, qualities, run.overhead_seconds)
 

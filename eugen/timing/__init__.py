@@ -10,7 +10,7 @@ from eugen.timing.memory import Memory, peak_bytes, peak_memory
 from eugen.timing.placements import PlacedLatency, compare_models, placed
 from eugen.timing.profiler import Settings, profile_model
 from eugen.timing.record import Environment, Measured, Profile, Row
-from eugen.timing.roofline import Limit, Rates, measure_rates
+from eugen.timing.roofline import Limit, Rates, copy_rate
 from eugen.timing.subjects import Subject
 from eugen.timing.trace import write_trace
 
@@ -30,8 +30,8 @@ __all__ = [
     "Subject",
     "compare",
     "compare_models",
+    "copy_rate",
     "energy_per_call",
-    "measure_rates",
     "peak_bytes",
     "peak_memory",
     "placed",
