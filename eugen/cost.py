@@ -53,6 +53,11 @@ class CallCost:
     io_bytes: int
     activation_bytes: int
 
+    @property
+    def total_macs(self) -> int:
+        """Of all dtypes."""
+        return sum(self.macs.values())
+
 
 def _product_flops(a: torch.Size, b: torch.Size, *_: object, **__: object) -> int:
     """Of a product, plain or grouped: each row of a two-dimensional side meets one group only."""

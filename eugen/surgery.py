@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -115,36 +116,28 @@ def map_layers(model: nn.Module, change: Callable[[FFNLayer], FFNLayer]) -> nn.M
         if not isinstance(layer, FFNLayer) or name.startswith(tuple(done)):
             continue
         if layer not in made:  # a layer that stands in two places stays one
-            made[layer] = _changed(name, layer, change)
-        if name == "":
-            return made[layer]
-        _set_module(changed, name, made[layer])
-        done.append(f"{name}.")
+            with _naming(name):
+                made[layer] = change(layer).train(layer.training)
+        changed = put(changed, name, made[layer])
+        done.append(f"{name}." if name else "")
     return changed
-
-
-def _changed(name: str, layer: FFNLayer, change: Callable[[FFNLayer], FFNLayer]) -> FFNLayer:
-    try:
-        return change(layer).train(layer.training)
-    except ValueError as error:
-        error.args = (f"block {name or '(the model itself)'}: {error}",)
-        raise
 
 
 def install(model: nn.Module, site: FFNSite, layer: FFNLayer) -> nn.Module:
     """Put a layer into the site's place; returns the model, or the layer if the site is the whole model."""
     layer.train(model.training)
     for path in site.bypass:
-        _set_module(model, path, nn.Identity())
-    if site.name == "":
-        return layer
-    _set_module(model, site.name, layer)
-    return model
+        put(model, path, nn.Identity())
+    return put(model, site.name, layer)
 
 
-def _set_module(model: nn.Module, path: str, module: nn.Module) -> None:
+def put(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """Set the module at this path; returns the model, or the module if the path is "", the whole model."""
     parent, _, name = path.rpartition(".")
+    if name == "":
+        return module
     setattr(model.get_submodule(parent), name, module)
+    return model
 
 
 def _selected(model: nn.Module, where: Callable[[FFNSite], bool] | None) -> list[FFNSite]:
@@ -163,10 +156,17 @@ def _selected(model: nn.Module, where: Callable[[FFNSite], bool] | None) -> list
 
 
 def _check_size(config: LayerConfig, site: FFNSite) -> None:
-    try:
+    with _naming(site.name):
         config.build(copy.deepcopy(site.dense).to("meta"), generator=torch.Generator())
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Say in a ValueError which block it is of."""
+    try:
+        yield
     except ValueError as error:
-        error.args = (f"block {site.name or '(the model itself)'}: {error}",)
+        error.args = (f"block {path or '(the model itself)'}: {error}",)
         raise
 
 

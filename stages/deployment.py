@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from operator import methodcaller
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
 import eugen
 from eugen.parts.int8_linear import quantise
+from eugen.timing.subjects import moved
 
 Precision = Literal["float32", "bfloat16", "float16", "int8", "int8_weight_only"]
 """int8: every `nn.Linear` multiplies bytes, its inputs quantised per token as they come; int8_weight_only:
@@ -47,11 +47,7 @@ def between_float32(model: nn.Module, precision: Precision) -> nn.Module:
     """
     lower = floating(precision)
     model.register_forward_pre_hook(
-        lambda _, args, kwargs: (_cast(args, lower), _cast(kwargs, lower)), with_kwargs=True
+        lambda _, args, kwargs: moved((args, kwargs), None, lower), with_kwargs=True
     )
-    model.register_forward_hook(lambda _, args, outputs: _cast(outputs, torch.float32))
+    model.register_forward_hook(lambda _, args, outputs: moved(outputs, None, torch.float32))
     return model
-
-
-def _cast(values: Any, dtype: torch.dtype) -> Any:
-    return tree_map(lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v, values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from torch import nn
 
 import eugen
-from eugen.cost import CallCost, call_cost, model_cost
+from eugen.cost import call_cost, model_cost
 from eugen.timing import (
     Clock,
     Rates,
@@ -22,6 +23,7 @@ from eugen.timing import (
     placed,
     write_trace,
 )
+from eugen.timing.subjects import moved
 from stages.deployment import Precision, between_float32, deployed, floating
 from stages.params import Params
 from stages.tasks import Task
@@ -32,44 +34,36 @@ ENERGY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The dense network and the one beside it.
+class Deployment:
+    """Both networks in one precision on the device; `traces`: folder of the traces, which MLflow copies."""
 
-    Attributes:
-        marked: the dense network, its blocks as layers: one that stays dense is no part of the cost.
-        traces: folder of the traces, which MLflow copies.
-    """
-
-    dense: nn.Module
-    marked: nn.Module
-    student: nn.Module
     budget: float
+    precision: Precision
+    dense: nn.Module
+    student: nn.Module
     traces: Path
 
-    def deployed(self, precision: Precision, device: str) -> tuple[nn.Module, nn.Module]:
-        """Copies of both in one precision."""
-        return deployed(self.dense, precision, device), deployed(self.student, precision, device)
 
-
-def precisions(task: Task, pair: Pair, run: Run) -> list[Precision]:
-    """Those of the task's in which this network can be deployed."""
-    found = []
+def deployments(
+    task: Task, dense: nn.Module, student: nn.Module, budget: float, traces: Path, settings: Params, run: Run
+) -> Iterator[Deployment]:
+    """One for each of the task's precisions in which the student can be deployed."""
+    device = settings.run.device
     for precision in task.settings.profile.precisions:
         try:
-            deployed(pair.student, precision, "cpu")
+            theirs = deployed(student, precision, device)
         except eugen.UnsuitableBlock as refused:
-            run.progress(f"budget {pair.budget:g}, {precision}: not measured: {refused}")
-        else:
-            found.append(precision)
-    return found
+            run.progress(f"budget {budget:g}, {precision}: not measured: {refused}")
+            continue
+        yield Deployment(budget, precision, deployed(dense, precision, device), theirs, traces)
 
 
-def cost(task: Task, pair: Pair) -> record.Cost:
+def cost(task: Task, dense: nn.Module, student: nn.Module, budget: float) -> record.Cost:
     """Exact cost of both networks for one example."""
-    base = model_cost(pair.marked, task.example(1), task.call)
-    own = model_cost(pair.student, task.example(1), task.call)
+    base = model_cost(dense, task.example(1), task.call)
+    own = model_cost(student, task.example(1), task.call)
     return record.Cost(
-        budget=pair.budget,
+        budget=budget,
         params=own.params,
         params_dense=base.params,
         ffn_params=own.ffn_params,
@@ -83,47 +77,46 @@ def cost(task: Task, pair: Pair) -> record.Cost:
     )
 
 
-def latencies(
-    task: Task, pair: Pair, precision: Precision, settings: Params, run: Run
-) -> list[record.Latency]:
-    """Interleaved whole-model latencies of both networks in one precision, at each batch size."""
+def latencies(task: Task, both: Deployment, settings: Params, run: Run) -> list[record.Latency]:
+    """Interleaved whole-model latencies of both networks at each batch size."""
+    return [_latency(task, both, batch, settings, run) for batch in task.settings.profile.batches]
+
+
+def _latency(task: Task, both: Deployment, batch: int, settings: Params, run: Run) -> record.Latency:
     chosen, device = task.settings.profile, settings.run.device
-    models = pair.deployed(precision, device)
-    measured = []
-    for batch in chosen.batches:
-        example = task.example(batch).to(device)
-        example = example.to(floating(precision)) if example.is_floating_point() else example
-        timed = compare_models(
-            *(placed(model, example, task.call) for model in models),
-            placements=chosen.placements,
-            pairs=2 * math.ceil(chosen.pairs / chosen.placements / 2),
-            max_seconds=chosen.seconds,
-            clock=Clock(device),
-        )
-        speedup, low, high = timed.speedup()
-        run.progress(
-            f"budget {pair.budget:g}, {precision}, batch {batch}: {speedup:.2f}x [{low:.2f}, {high:.2f}]"
-        )
-        calls = [partial(task.call, model, example) for model in models]
-        latency = record.Latency(
-            budget=pair.budget,
-            device=device,
-            dtype=precision,
-            batch=batch,
-            threads=settings.run.timing_threads,
-            placements=chosen.placements,
-            dense_ms=timed.base_ms,
-            method_ms=timed.other_ms,
-            speedup=speedup,
-            speedup_low=low,
-            speedup_high=high,
-            **_limits(calls, models, device),
-            **_memory(calls, models, device),
-            **_energy(calls, device),
-        )
-        measured.append(latency)
-        _trace(run, calls[1], pair.traces, f"budget {pair.budget:g} {precision} batch {batch}", device)
-    return measured
+    models = both.dense, both.student
+    example = moved(task.example(batch), device, floating(both.precision))
+    timed = compare_models(
+        *(placed(model, example, task.call) for model in models),
+        placements=chosen.placements,
+        pairs=2 * math.ceil(chosen.pairs / chosen.placements / 2),
+        max_seconds=chosen.seconds,
+        clock=Clock(device),
+    )
+    speedup, low, high = timed.speedup()
+    place = f"budget {both.budget:g}, {both.precision}, batch {batch}"
+    run.progress(f"{place}: {speedup:.2f}x [{low:.2f}, {high:.2f}]")
+    calls = [partial(task.call, model, example) for model in models]
+    latency = record.Latency(
+        budget=both.budget,
+        device=device,
+        dtype=both.precision,
+        batch=batch,
+        threads=settings.run.timing_threads,
+        placements=chosen.placements,
+        dense_ms=timed.base_ms,
+        method_ms=timed.other_ms,
+        speedup=speedup,
+        speedup_low=low,
+        speedup_high=high,
+        **_limits(calls, models, device),
+        **_memory(calls, models, device),
+        **_energy(calls, device),
+    )
+    # The file stays until the next one takes its place.
+    trace = write_trace(calls[1], both.traces, place.replace(",", ""), device=device)
+    run.artifact(trace, "traces")
+    return latency
 
 
 def _limits(calls: list[partial[Any]], models: tuple[nn.Module, nn.Module], device: str) -> dict[str, Any]:
@@ -132,15 +125,11 @@ def _limits(calls: list[partial[Any]], models: tuple[nn.Module, nn.Module], devi
     known = Rates(copy_rate(device), {}).knowing({*dense.macs, *own.macs}, device)
     least = known.limit(own)
     return {
-        "speedup_limit": _macs(dense) / _macs(own),
+        "speedup_limit": dense.total_macs / own.total_macs,
         "least_ms_dense": known.limit(dense).ms,
         "least_ms_method": least.ms,
         "binds": least.binds,
     }
-
-
-def _macs(cost: CallCost) -> int:
-    return sum(cost.macs.values())
 
 
 def _memory(calls: list[partial[Any]], models: tuple[nn.Module, nn.Module], device: str) -> dict[str, Any]:
@@ -162,18 +151,14 @@ def _energy(calls: list[partial[Any]], device: str) -> dict[str, Any]:
     }
 
 
-def _trace(run: Run, call: partial[Any], folder: Path, name: str, device: str) -> None:
-    """Leave PyTorch's trace with the MLflow run; the file stays until the next one takes its place."""
-    run.artifact(write_trace(call, folder, name, device=device), "traces")
+def quality(task: Task, both: Deployment, run: Run) -> list[record.PrecisionQuality]:
+    """The student's quality on the test part, where more than one precision is profiled.
 
-
-def quality(
-    task: Task, pair: Pair, precision: Precision, settings: Params, run: Run
-) -> list[record.PrecisionQuality]:
-    """Quality on the test part in this precision, where more than one is profiled."""
+    It takes and returns float32 from then on: the last that is done with it.
+    """
     if len(task.settings.profile.precisions) == 1:
         return []
-    network = between_float32(deployed(pair.student, precision, settings.run.device), precision)
+    network = between_float32(both.student, both.precision)
     found = task.evaluate(network, "test")[task.quality_name]
-    run.progress(f"budget {pair.budget:g}, {precision}: {task.quality_name} {found:.4f}")
-    return [record.PrecisionQuality(budget=pair.budget, dtype=precision, quality=found)]
+    run.progress(f"budget {both.budget:g}, {both.precision}: {task.quality_name} {found:.4f}")
+    return [record.PrecisionQuality(budget=both.budget, dtype=both.precision, quality=found)]

@@ -69,20 +69,16 @@ def measure(settings: Params, task: Task, row: Method, moved: dict[str, Any], ru
     """Cost, latency and quality in each precision, at every budget that was transferred; and the record."""
     costs, latencies, qualities = [], [], []
     for budget in dict.fromkeys(unit["budget"] for unit in moved["units"]):
-        dense = dense_model(task)
-        blocks = task.settings.transfer.blocks
+        dense, blocks = dense_model(task), task.settings.transfer.blocks
         unit = unit_name(task.settings.transfer.seeds[0], budget)
-        pair = measurement.Pair(
-            dense=dense,
-            marked=student_model(dense, eugen.DenseConfig(), {}, blocks),
-            student=student_model(dense, row.config(budget), last_weights(task, row, unit), blocks),
-            budget=budget,
-            traces=TRACES / task.name / row.name,
-        )
-        costs.append(measurement.cost(task, pair))
-        for precision in measurement.precisions(task, pair, run):
-            latencies += measurement.latencies(task, pair, precision, settings, run)
-            qualities += measurement.quality(task, pair, precision, settings, run)
+        student = student_model(dense, row.config(budget), last_weights(task, row, unit), blocks)
+        # The dense network with the same blocks marked: one that stays dense is no part of the cost.
+        marked = dense if blocks is None else student_model(dense, eugen.DenseConfig(), {}, blocks)
+        costs.append(measurement.cost(task, marked, student, budget))
+        traces = TRACES / task.name / row.name
+        for both in measurement.deployments(task, dense, student, budget, traces, settings, run):
+            latencies += measurement.latencies(task, both, settings, run)
+            qualities += measurement.quality(task, both, run)
     return assemble(settings, task, row, costs, latencies, qualities, run.overhead_seconds)
 
 
@@ -228,8 +224,8 @@ def flat_metrics(cell: record.CellRecord) -> dict[str, float]:
         flat[f"{prefix}speedup"] = latency.speedup
         flat[f"{prefix}ms"] = median(latency.method_ms)
         flat[f"{prefix}peak_memory_mb"] = latency.peak_bytes_method / 1e6
-        if latency.least_ms_method is not None:
-            flat[f"{prefix}limit_share"] = latency.least_ms_method / median(latency.method_ms)
+        if latency.limit_share is not None:
+            flat[f"{prefix}limit_share"] = latency.limit_share
         if latency.joules_method is not None:
             flat[f"{prefix}energy_mj"] = 1e3 * latency.joules_method
     for found in cell.precisions:

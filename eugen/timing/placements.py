@@ -109,11 +109,7 @@ def compare_models(
         for other_placed_first, other_begins in _roles(placements, generator):
             ours, theirs = _placed_calls(base, other, other_placed_first, clock, generator, spacers)
             warm_up(ours, theirs, clock=clock)
-            if other_begins:
-                turned = _sampled(theirs, ours, pairs, share, clock)
-                found.append(PairedLatency(turned.other_ms, turned.base_ms))
-            else:
-                found.append(_sampled(ours, theirs, pairs, share, clock))
+            found.append(_sampled(ours, theirs, other_begins, pairs, share, clock))
             del ours, theirs  # before the next copies are made
     return PlacedLatency(found)
 
@@ -143,13 +139,20 @@ def _placed_calls(
 
 
 def _sampled(
-    first: Callable[[], Any], second: Callable[[], Any], pairs: int, max_seconds: float, clock: Clock
+    base: Callable[[], Any],
+    other: Callable[[], Any],
+    other_begins: bool,
+    pairs: int,
+    max_seconds: float,
+    clock: Clock,
 ) -> PairedLatency:
-    """Whole quadruples that begin with the first; what runs before them is what runs before all others."""
+    """Whole quadruples that begin with one of them; what runs before them is what runs before all others."""
+    first, second = (other, base) if other_begins else (base, other)
     first()
-    return sample(
+    found = sample(
         first, second, pairs=pairs, least=LEAST_PAIRS, whole=2, max_seconds=max_seconds, clock=clock
     )
+    return PairedLatency(found.other_ms, found.base_ms) if other_begins else found
 
 
 def placed(

@@ -205,7 +205,7 @@ class _Bench:
         ready: Any,
     ) -> Measured:
         place = (c.call, c.batch, c.part.name)
-        macs = sum(cost.macs.values())
+        macs = cost.total_macs
         if row.name == CONTROL:
             self._dense_macs[place] = macs
         self.rates = self.rates.knowing(cost.macs, self.settings.device)

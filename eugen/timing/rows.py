@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import eugen
 from eugen.config import LayerConfig
 from eugen.ffn import FFNLayer
+from eugen.surgery import put
 from eugen.timing.spec import parse, split
 
 CONTROL, COMPILE, OF = "dense", "compile", "_of_"
@@ -93,11 +94,7 @@ def build(layer: str, dense: nn.Module, budget: float, inputs: dict[str, Tensor]
         for site in replaced.sites:
             merged = site.layer.eval().merged()
             worst = max(worst, check(merged, site.layer, inputs[site.name]))
-            parent, _, name = site.name.rpartition(".")
-            if name:
-                setattr(model.get_submodule(parent), name, merged)
-            else:
-                model = merged
+            model = put(model, site.name, merged)
     return model, worst
 
 

@@ -52,9 +52,13 @@ class Subject:
         return found[:, -1:].contiguous() if call == "decode" else found
 
 
-def moved(example: Any, device: str, dtype: torch.dtype) -> Any:
-    """Inputs on a device, every tensor in them; those of floating point in this dtype."""
-    return tree_map_only(Tensor, lambda t: t.to(device, dtype if t.is_floating_point() else None), example)
+def moved(example: Any, device: str | None, dtype: torch.dtype) -> Any:
+    """Every tensor of the inputs on a device (None: where it is); those of floating point in this dtype."""
+
+    def move(t: Tensor) -> Tensor:
+        return t.to(device=device, dtype=dtype if t.is_floating_point() else None)
+
+    return tree_map_only(Tensor, move, example)
 
 
 def load(spec: str, given: str | None = None) -> Subject:

@@ -50,10 +50,10 @@ def _trade_off(inputs: Inputs, task: str, timing: points.Timing) -> Figure:
     x = alt.X(
         "speedup:Q",
         title="whole-model speed-up, measured (×)",
-        scale=alt.Scale(zero=False, padding=12),
+        scale=_LOOSE,
         axis=AXIS,
     )
-    y = alt.Y("quality:Q", title=quality, scale=alt.Scale(zero=False, padding=12))
+    y = alt.Y("quality:Q", title=quality, scale=_LOOSE)
     colour, shape = encodings(inputs)
     base = alt.Chart(pd.DataFrame(rows))
     whiskers = base.encode(color=colour)
@@ -84,9 +84,7 @@ def _speed(inputs: Inputs, task: str, timing: points.Timing) -> Figure:
     """Measured speed-up with its interval beside the limit that MACs set, one line per method and budget."""
     rows, left_out = points.ends(points.speeds(inputs.of_task(task), timing))
     y = alt.Y("row:N", sort=[row["row"] for row in rows], title=None)
-    x = alt.X(
-        "speedup:Q", title="whole-model speed-up (×)", scale=alt.Scale(zero=False, padding=12), axis=AXIS
-    )
+    x = alt.X("speedup:Q", title="whole-model speed-up (×)", scale=_LOOSE, axis=AXIS)
     colour, _ = encodings(inputs, legend=False)
     base = alt.Chart(pd.DataFrame(rows))
     chart = alt.layer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -130,13 +130,6 @@ def energy_ratio(latency: Latency) -> float | None:
     return latency.joules_method / latency.joules_dense
 
 
-def limit_share(latency: Latency) -> float | None:
-    """The roofline's least time over the median latency; None in records that lack it."""
-    if latency.least_ms_method is None:
-        return None
-    return latency.least_ms_method / median(latency.method_ms)
-
-
 def _timing_columns(record: CellRecord, latency: Latency | None) -> dict[str, Any]:
     if latency is None:
         return {}
@@ -149,6 +142,6 @@ def _timing_columns(record: CellRecord, latency: Latency | None) -> dict[str, An
         "speedup_limit": latency.speedup_limit,
         "peak_memory_ratio": latency.peak_bytes_method / latency.peak_bytes_dense,
         "energy_ratio": energy_ratio(latency),
-        "limit_share": limit_share(latency),
+        "limit_share": latency.limit_share,
         "quality_in_dtype": quality_in(record, latency.budget, latency.dtype),
     }

@@ -24,7 +24,6 @@ from stages.reporting.table import (
     energy_ratio,
     every_latency_at,
     is_provisional,
-    limit_share,
     quality_in,
     results,
 )
@@ -168,7 +167,7 @@ def latency(records: list[CellRecord]) -> Table:
             row += [text.number(ms) for ms in medians]
             row += [text.number(1000 * x.batch / ms if ms else None) for ms in medians]
             row += [text.speedup(x.speedup, x.speedup_low, x.speedup_high), f"{x.speedup_limit:.2f}×"]
-            row += [text.number(x.least_ms_method), text.ratio(limit_share(x)), x.binds or text.NONE]
+            row += [text.number(x.least_ms_method), text.ratio(x.limit_share), x.binds or text.NONE]
             memory = text.ratio(x.peak_bytes_method / x.peak_bytes_dense)
             rows.append([*row, memory, text.ratio(energy_ratio(x))])
     caption = (

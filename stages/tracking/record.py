@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from pydantic import (
@@ -134,6 +135,11 @@ class Latency(Record):
     joules_method: PositiveFloat | None = None
     """Of one call, idle power included; None without a meter."""
     energy_meter: str | None = None
+
+    @property
+    def limit_share(self) -> float | None:
+        """The roofline's least time over the median latency; None in records that lack it."""
+        return None if self.least_ms_method is None else self.least_ms_method / median(self.method_ms)
 
 
 class PrecisionQuality(Record):

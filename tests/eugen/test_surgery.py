@@ -280,37 +280,3 @@ def test_bfloat16_models_are_fitted():
     result = replace(model, EUGenConfig(budget=0.6), calibration=[b.bfloat16() for b in BATCHES])
     assert {p.dtype for p in result.model.parameters()} == {torch.bfloat16}
     assert result.sites[0].fit_r2 > 0
-
-
-def test_map_layers_changes_every_layer_and_leaves_the_model_alone():
-    model = replace(vit().eval(), EUGenConfig(budget=0.5)).model
-    seen: list[FFNLayer] = []
-
-    def quantised(layer: FFNLayer) -> FFNLayer:
-        seen.append(layer)
-        return eugen.Bf16Config().wrap(layer)
-
-    changed = eugen.map_layers(model, quantised)
-    layers = [name for name, module in model.named_modules() if isinstance(module, FFNLayer)]
-    assert len(seen) == len(layers) == 2
-    assert all(type(changed.get_submodule(name)).__name__ == "Bf16FFN" for name in layers)
-    assert all(type(model.get_submodule(name)).__name__ == "EUGen" for name in layers)
-    again = eugen.map_layers(changed, lambda layer: layer)
-    with torch.no_grad():
-        assert torch.equal(again(images()[0]), changed(images()[0]))
-    assert not changed.training and len(seen) == 2, "the layer inside another one is not changed by itself"
-
-
-def test_map_layers_of_a_model_that_is_one_layer_and_of_shared_layers():
-    model = replace(chain(), EUGenConfig(budget=0.5)).model
-    layer = next(module for module in model.modules() if isinstance(module, FFNLayer))
-    assert type(eugen.map_layers(layer, eugen.Bf16Config().wrap)).__name__ == "Bf16FFN"
-    shared = nn.ModuleList([layer, nn.Sequential(layer)])
-    first, second = eugen.map_layers(shared, eugen.Bf16Config().wrap)
-    assert first is second[0]
-
-
-def test_map_layers_names_the_block_that_is_refused():
-    model = replace(vit(), eugen.FFFConfig(budget=0.5)).model
-    with pytest.raises(eugen.UnsuitableBlock, match=r"^block blocks\.0\.mlp: "):
-        eugen.map_layers(model, eugen.Int8Config().wrap)
