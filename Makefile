@@ -5,6 +5,7 @@
 #   make test [ARGS="-k name"]    the test suite
 #   make lint                     style, types, import contracts, generated tables
 #   make gpu-check                all figures of this machine's GPU in nine minutes; torch and timm are enough
+#   make push, make pull          share outputs through EUGEN_DVC_REMOTE (a folder, or s3://bucket/path)
 #   make ui                       MLflow's pages with the runs, on this machine only
 
 PYTHON ?= python3
@@ -23,7 +24,7 @@ RUN := $(IN_VENV) .venv/bin/python -m
 # Without set-up: machines with a GPU bring their own torch.
 GPU_PYTHON := $(or $(wildcard .venv/bin/python),$(PYTHON))
 
-.PHONY: bench test lint gpu-check ui
+.PHONY: bench test lint gpu-check ui push pull
 bench: $(STAMP)
 	@$(RUN) flows.benchmark $(if $(PROFILE),--profile $(PROFILE)) $(if $(ENGINE),--engine $(ENGINE))
 
@@ -42,6 +43,9 @@ gpu-check:
 
 ui: $(STAMP)
 	@$(RUN) stages.tracking.ui
+
+push pull: $(STAMP)
+	@$(RUN) flows.remote $@ $(if $(REMOTE),--remote $(REMOTE)) $(ARGS)
 
 # Old stamps go first and the new one comes last: an interrupted set-up leaves none and is taken up again.
 .venv/.stamp-%:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -125,7 +125,14 @@ class DvcRunner:
 
     def run_all(self, say: Say) -> int:
         """Plain `dvc repro --keep-going`; returns DVC's exit code."""
-        with self._started("repro", "--keep-going") as process:
+        return self.follow(say, "repro", "--keep-going")
+
+    def follow(self, say: Say, *arguments: str, env: Mapping[str, str] | None = None) -> int:
+        """Any DVC command, its output line by line to `say`; returns DVC's exit code.
+
+        `env` overrides variables of the command and of what it starts.
+        """
+        with self._started(*arguments, env=env) as process:
             for line in _lines(process):
                 say(line)
             return process.wait()
@@ -146,7 +153,9 @@ class DvcRunner:
         return answer
 
     @contextmanager
-    def _started(self, *arguments: str, stderr: int = subprocess.STDOUT) -> Iterator[subprocess.Popen[str]]:
+    def _started(
+        self, *arguments: str, stderr: int = subprocess.STDOUT, env: Mapping[str, str] | None = None
+    ) -> Iterator[subprocess.Popen[str]]:
         command = [sys.executable, "-P", str(CHILD), str(os.getpid()), "--wait-for-lock", *arguments]
         with self._lock:
             if self._stopped:
@@ -154,7 +163,7 @@ class DvcRunner:
             process = subprocess.Popen(
                 command,
                 cwd=self.project,
-                env=self._environment(),
+                env=self._environment() | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
