@@ -22,9 +22,9 @@ from pathlib import Path
 
 import psutil
 
+from flows import child
 from flows.repair import Say, repair_dvc_lock, wait_for_other_dvc
 
-CHILD = Path(__file__).with_name("dvc_child.py")
 GRACE_S = 3.0
 """How long DVC may take to note that its stage was killed before it is killed too."""
 
@@ -156,14 +156,14 @@ class DvcRunner:
     def _started(
         self, *arguments: str, stderr: int = subprocess.STDOUT, env: Mapping[str, str] | None = None
     ) -> Iterator[subprocess.Popen[str]]:
-        command = [sys.executable, "-P", str(CHILD), str(os.getpid()), "--wait-for-lock", *arguments]
+        command = child.command("dvc", "--wait-for-lock", *arguments)
         with self._lock:
             if self._stopped:
                 raise Stopped(arguments[-1])
             process = subprocess.Popen(
                 command,
                 cwd=self.project,
-                env=self._environment() | dict(env or {}),
+                env=environment(self.run_id) | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -179,15 +179,16 @@ class DvcRunner:
             with self._lock:
                 self._processes.discard(process)
 
-    def _environment(self) -> dict[str, str]:
-        """This interpreter as `python` of dvc.yaml, and a shell whose start-up files cannot change that."""
-        folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        return os.environ | {
-            "PATH": folders,
-            "SHELL": "/bin/sh",
-            "PYTHONUNBUFFERED": "1",
-            "EUGEN_PIPELINE_RUN": self.run_id,
-        }
+
+def environment(run_id: str) -> dict[str, str]:
+    """This interpreter as `python` of dvc.yaml, and a shell whose start-up files cannot change that."""
+    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return os.environ | {
+        "PATH": folders,
+        "SHELL": "/bin/sh",
+        "PYTHONUNBUFFERED": "1",
+        "EUGEN_PIPELINE_RUN": run_id,
+    }
 
 
 def end(processes: Iterable[subprocess.Popen[str]], *, grace_s: float = GRACE_S) -> None:
