@@ -2,10 +2,14 @@
 #   make bench                    the benchmark: data, baseline, transfer, fine-tuning, profiling, report
 #   make bench PROFILE=smoke      another profile of params/ (smoke, cpu, study*, gpu*)
 #   make bench ENGINE=dvc         without Prefect
+#   make bench POOL=cpu-pool      the cells on the workers of a work pool, through EUGEN_DVC_REMOTE
 #   make test [ARGS="-k name"]    the test suite
 #   make lint                     style, types, import contracts, generated tables
 #   make regression BASE=<ref>    is this commit slower, larger or worse? @name is an alias; default @baseline
 #   make baseline REF=<ref>       name a commit for that: the alias `baseline`, or another one by ALIAS=name
+#   make server [HOST=] [PORT=]   the Prefect and MLflow servers of this clone, on loopback
+#   make deploy                   flows/prefect.yaml on the server: benchmark, cells, nightly, weekly
+#   make worker POOL=cpu-pool     this clone works for the server
 #   make gpu-check                all figures of this machine's GPU in nine minutes; torch and timm are enough
 #   make push, make pull          share outputs through EUGEN_DVC_REMOTE (a folder, or s3://bucket/path)
 #   make ui                       MLflow's pages with the runs, on this machine only
@@ -26,9 +30,10 @@ RUN := $(IN_VENV) .venv/bin/python -m
 # Without set-up: machines with a GPU bring their own torch.
 GPU_PYTHON := $(or $(wildcard .venv/bin/python),$(PYTHON))
 
-.PHONY: bench test lint regression baseline gpu-check push pull ui
+.PHONY: bench test lint regression baseline gpu-check push pull ui server worker deploy
 bench: $(STAMP)
-	@$(RUN) flows.benchmark $(if $(PROFILE),--profile $(PROFILE)) $(if $(ENGINE),--engine $(ENGINE))
+	@$(RUN) flows.benchmark $(if $(PROFILE),--profile $(PROFILE)) $(if $(ENGINE),--engine $(ENGINE)) \
+	    $(if $(POOL),--pool $(POOL))
 
 test: $(STAMP)
 	@$(RUN) pytest -n 2 --dist loadfile $(ARGS)
@@ -45,6 +50,16 @@ regression: $(STAMP)
 
 baseline: $(STAMP)
 	@$(RUN) stages.tracking.baseline set $(or $(REF),HEAD) $(if $(ALIAS),--alias $(ALIAS))
+
+server: $(STAMP)
+	@$(RUN) flows.operate server $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) \
+	    $(if $(MLFLOW_PORT),--mlflow-port $(MLFLOW_PORT))
+
+worker: $(STAMP)
+	@$(RUN) flows.operate worker $(if $(POOL),--pool $(POOL)) $(if $(LIMIT),--limit $(LIMIT))
+
+deploy: $(STAMP)
+	@$(RUN) flows.operate deploy
 
 gpu-check:
 	@$(GPU_PYTHON) -m benchmarks.gpu_check $(ARGS)

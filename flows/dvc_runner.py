@@ -87,14 +87,17 @@ class DvcRunner:
         self.survey = Survey(_parse_graph(graph.result()), frozenset(json.loads(status or "{}")))
         return self.survey
 
-    def run_stage(self, stage: str, *, timeout_s: float, say: Say) -> str:
+    def run_stage(
+        self, stage: str, *, timeout_s: float, say: Say, env: Mapping[str, str] | None = None
+    ) -> str:
         """Bring one stage up to date; its output goes line by line to `say`.
 
-        Returns `run`, `restored` (from DVC's cache) or `unchanged`. Raises `StageFailed` with the reason,
-        after at most `timeout_s` seconds plus the grace, and `Stopped` once the run was stopped.
+        `env` is added to its environment. Returns `run`, `restored` (from DVC's cache) or `unchanged`. Raises
+        `StageFailed` with the reason, after at most `timeout_s` seconds plus the grace, and `Stopped` once
+        the run was stopped.
         """
         outcome, reason, last, expired = "run", "", "", threading.Event()
-        with self._started("repro", "--single-item", stage) as process:
+        with self._started("repro", "--single-item", stage, env=env) as process:
             timer = threading.Timer(timeout_s, lambda: (expired.set(), end([process])))
             timer.daemon = True
             timer.start()

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,21 @@ def measure(
 
 
 def run(
-    project: Path, module: str, arguments: list[str], say: Say, run_id: str, *, timeout_s: float
+    project: Path,
+    module: str,
+    arguments: list[str],
+    say: Say,
+    run_id: str,
+    *,
+    timeout_s: float,
+    env: Mapping[str, str] | None = None,
 ) -> tuple[int | None, str]:
-    """Run `python -m module arguments…`; its exit code, None if the time was over, and its last line."""
+    """Run `python -m module arguments…`; its exit code, None if the time was over, and its last line.
+
+    `env` is added to its environment.
+    """
     last, over = "", threading.Event()
-    with _started(project, module, arguments, run_id) as process:
+    with _started(project, module, arguments, environment(run_id) | dict(env or {})) as process:
         timer = threading.Timer(timeout_s, lambda: (over.set(), stop(process)))
         timer.daemon = True
         timer.start()
@@ -108,12 +118,12 @@ def stop(process: subprocess.Popen[str]) -> None:
 
 @contextmanager
 def _started(
-    project: Path, module: str, arguments: list[str], run_id: str
+    project: Path, module: str, arguments: list[str], env: dict[str, str]
 ) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         child.command(module, *arguments),
         cwd=project,
-        env=environment(run_id),
+        env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
