@@ -18,7 +18,9 @@ _SETTINGS = {
 }
 if "PREFECT_API_URL" not in os.environ:
     # A server of this clone, alive only during a run: no profile of the user's, nothing in the home folder.
-    _SETTINGS["PREFECT_HOME"] = str(Path(__file__).resolve().parent.parent / ".work" / "prefect")
+    _home = Path(__file__).resolve().parent.parent / ".work" / "prefect"
+    _home.parent.mkdir(exist_ok=True)  # Prefect makes its own folder only
+    _SETTINGS["PREFECT_HOME"] = str(_home)
 
 for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)

@@ -1,4 +1,4 @@
-"""The regression measurement as a bound child process: its lines, its record, and what a missing one means."""
+"""The regression measurement as a bound child process: its lines, its record, and a missing one."""
 
 from __future__ import annotations
 
