@@ -119,7 +119,7 @@ def _cores(place: int, threads: int) -> list[int]:
 
 
 def _quadruples(workers: Workers, limits: Limits, calls: int) -> tuple[PairedLatency, PairedLatency]:
-    """One place's pairs: base, candidate, candidate, base (or reversed), the same with the control, and on."""
+    """One place's pairs: base, candidate, candidate, base or reversed, the same with the control, and on."""
     main, control = PairedLatency([], []), PairedLatency([], [])
     for _ in range(limits.pairs_per_place // 2):
         for pairs, other, inject in (
