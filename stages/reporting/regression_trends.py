@@ -6,6 +6,7 @@ A stored time is a trend only: another day the same machine gives other ones. Wh
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import altair as alt
@@ -108,9 +109,8 @@ def _marks(base: alt.Chart, y: alt.Y) -> list[alt.Chart]:
 
 def _over_time(points: list[dict[str, Any]]) -> alt.X:
     """The days; one moment alone is shown in the middle of two days, or its axis would repeat one label."""
-    moments = pd.to_datetime(sorted({point["time"] for point in points}), utc=True)
-    day = pd.Timedelta(days=1)
-    low, high = moments[0], moments[-1]
+    moments = [datetime.fromisoformat(point["time"]) for point in points]
+    low, high, day = min(moments), max(moments), timedelta(days=1)
     if high - low < day:
         low, high = low - day / 2, high + day / 2
     scale = alt.Scale(type="utc", domain=[low.isoformat(), high.isoformat()], padding=12)
