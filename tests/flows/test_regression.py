@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.flows.toy import ROOT, gone, wait_for
+from tests.flows.toy import ROOT, gone, place_program, wait_for
 from tests.regressions import BASE, CANDIDATE, case, record
 
 HOSTILE = "<script>alert(1)</script> | `x` **y**"
@@ -72,16 +71,9 @@ class Clone:
 @pytest.fixture
 def clone(tmp_path: Path, clean_env: dict[str, str], prefect_server: dict[str, str]) -> Clone:
     folder = tmp_path / "clone"
-    (folder / "benchmarks").mkdir(parents=True)
-    shutil.copy(Path(__file__).with_name("regression_stub.py"), folder / "benchmarks" / "regression.py")
+    stub = Path(__file__).with_name("regression_stub.py")
+    place_program(folder, "benchmarks/regression.py", stub.read_text())
     return Clone(folder, clean_env | prefect_server)
-
-
-def program(clone: Clone, name: str, source: str) -> None:
-    """A program of the clone's own in place of one of `stages/tracking`."""
-    path = clone.folder / "stages" / "tracking" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(source)
 
 
 @pytest.mark.parametrize(
