@@ -33,6 +33,7 @@ _SETTINGS = {
 if "PREFECT_API_URL" not in os.environ and "PREFECT_HOME" not in os.environ:
     # Without `make server`, a server that is alive only during a run. Either way one of this clone: no
     # profile of the user's, nothing in the home folder.
+    _WORK.mkdir(exist_ok=True)  # Prefect makes its own folder only
     _SETTINGS["PREFECT_HOME"] = str(_WORK / "prefect")
     if _address := _server_of_this_clone():
         _SETTINGS["PREFECT_API_URL"] = _address

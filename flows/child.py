@@ -10,6 +10,7 @@ import os
 import runpy
 import signal
 import sys
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 WATCHED = {signal.SIGTERM, signal.SIGCHLD}
@@ -48,7 +49,7 @@ def main() -> int:
     ask_for(signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
     module, sys.argv = sys.argv[2], sys.argv[2:]
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
 

@@ -1,4 +1,4 @@
-"""The regression measurement as a bound child process: its lines, its record, and what a missing one means."""
+"""The regression measurement as a bound child process: its lines, its record, and a missing one."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def measure(
     One that ends without a record gives a verdict `void` with the reason: nothing can be said about the code.
     Raises `WrongParameters` with the program's message for wrong usage.
     """
-    before = set(_records(project))
+    before = _records(project)
     code, last = run(project, MODULE, arguments, say, run_id, timeout_s=timeout_s)
     if code == WRONG_USAGE:
         raise WrongParameters(last or f"{MODULE} refused {' '.join(arguments)}")
-    new = sorted(set(_records(project)) - before)
+    new = sorted(path for path, written in _records(project).items() if before.get(path) != written)
     if not new:
         ended = f"was killed after {timeout_s:g} s" if code is None else f"ended with code {code}"
         return _void(f"the measurement {ended} and left no record" + (f": {last}" if last else ""))
@@ -137,8 +137,9 @@ def _started(
         stop(process)
 
 
-def _records(project: Path) -> list[Path]:
-    return list((project / RECORDS).glob("*.json"))
+def _records(project: Path) -> dict[Path, int]:
+    """The records that there are, with the time each was written."""
+    return {path: path.stat().st_mtime_ns for path in (project / RECORDS).glob("*.json")}
 
 
 def _void(reason: str) -> dict[str, Any]:

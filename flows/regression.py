@@ -146,7 +146,7 @@ def main(
     seconds: Annotated[float | None, typer.Option(min=0, help="Bound of a case's measurement.")] = None,
     project: Annotated[Path, typer.Option(help="The clone to judge.", file_okay=False, exists=True)] = Path(),
 ) -> None:
-    """Judge the working tree. Exit codes: 0 pass, 1 fail, 2 wrong usage, 3 inconclusive, 4 void, 130 stopped."""
+    """Judge the working tree. Exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive, 4 void, 130 stopped."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     chosen = [name.strip() for name in cases.split(",")] if cases else None

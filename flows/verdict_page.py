@@ -17,14 +17,12 @@ _NONE = "–"
 def headline(record: dict[str, Any]) -> str:
     """`regression fail: 0123456 against v0.1 (89abcde) on Example CPU: the reason`."""
     drill = f" (drill: slowed by {100 * injected:g} %)" if (injected := record.get("injected")) else ""
-    where = f" on {record['host']['processor']}" if "host" in record else ""
-    return f"regression {record['verdict']}{drill}: {sides(record)}{where}: {record['reason']}"
+    compared = f"{sides(record)} on {record['host']['processor']}: " if "host" in record else ""
+    return f"regression {record['verdict']}{drill}: {compared}{record['reason']}"
 
 
 def sides(record: dict[str, Any]) -> str:
-    """`candidate against base`, as far as the record tells."""
-    if "base" not in record:
-        return "no record"
+    """`candidate against base`."""
     base, candidate = record["base"], record["candidate"]
     dirty = " with uncommitted changes" if candidate["dirty"] else ""
     return f"{candidate['commit'][:7]}{dirty} against {base['ref']} ({base['commit'][:7]})"
@@ -37,7 +35,7 @@ def page(record: dict[str, Any]) -> str:
 
 def _lines(record: dict[str, Any]) -> Iterator[str]:
     yield f"# {_safe(record['verdict']).capitalize()}"
-    yield f"\n**{_safe(sides(record))}.** {_safe(record['reason'])}"
+    yield "\n" + (f"**{_safe(sides(record))}.** " if "host" in record else "") + _safe(record["reason"])
     yield f"\n{MEANING[record['verdict']]}"
     if injected := record.get("injected"):
         yield f"\n**Drill:** the candidate was slowed down by {100 * injected:g} % on purpose."

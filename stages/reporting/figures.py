@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from stages.reporting import points
+from stages.reporting import points, regression_trends
 from stages.reporting.drawing import AXIS, COLOURS, GREY, INK, SHAPES, WIDTH, Figure, encodings, finish
 from stages.reporting.inputs import DENSE, Inputs
 from stages.reporting.intervals import budgets
@@ -24,7 +24,8 @@ def figures(inputs: Inputs) -> list[Figure]:
     """Per task: quality against speed-up and speed-up against its limit per batch, fit per block.
 
     Where quality is a mean over settings, each setting's sweep over the budgets stands in the place of
-    the first and the last: a block's fit is its setting's quality. Then what was trained from scratch.
+    the first and the last: a block's fit is its setting's quality. Then what was trained from scratch,
+    and after all tasks the regressions.
     """
     drawn = []
     for task in inputs.tasks:
@@ -39,7 +40,7 @@ def figures(inputs: Inputs) -> list[Figure]:
         if not settings:
             drawn += _fits(inputs, task)
         drawn += scratch.figures(inputs, task)
-    return drawn
+    return drawn + regression_trends.figures(inputs)
 
 
 def _trade_off(inputs: Inputs, task: str, timing: points.Timing) -> Figure:

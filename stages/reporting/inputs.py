@@ -21,6 +21,9 @@ from stages.tracking.record import (
     Record,
     ScratchRecord,
 )
+from stages.tracking.regression_record import FOLDER as REGRESSIONS
+from stages.tracking.regression_record import Regression
+from stages.tracking.regression_record import read_all as read_regressions
 
 DENSE = "dense"
 """The row that every other row is measured against."""
@@ -46,6 +49,10 @@ class Inputs:
     scratch_failures: list[Failure] = field(default_factory=list)
     """Rows trained from scratch that have no record; `method` names the row."""
     pictures: list[Picture] = field(default_factory=list)
+    regressions: list[Regression] = field(default_factory=list)
+    """Comparisons of commits on any machine, newest first."""
+    regression_faults: list[str] = field(default_factory=list)
+    """Files beside them that are no such record, and why."""
 
     @property
     def tasks(self) -> list[str]:
@@ -138,7 +145,10 @@ def read_run(root: Path) -> Inputs:
     scratch = [outcome for outcome in outcomes if isinstance(outcome, ScratchRecord)]
     missing = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
     pictures = read_pictures(root / "results" / "pictures", records)
-    return Inputs(params, records, failures, known, inapplicable, scratch, missing, pictures)
+    regressions, faults = read_regressions(root / REGRESSIONS)
+    return Inputs(
+        params, records, failures, known, inapplicable, scratch, missing, pictures, regressions, faults
+    )
 
 
 def scratch_rows(params: dict[str, Any]) -> list[tuple[str, str]]:

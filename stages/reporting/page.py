@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from jinja2 import Environment as Templates
 from jinja2 import FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from stages.reporting import conditions, pictures, tables, verdicts
+from stages.reporting import conditions, pictures, regression_trends, regressions, tables, verdicts
 from stages.reporting.drawing import Figure
 from stages.reporting.inputs import Inputs, ReportError
 from stages.reporting.intervals import budgets
@@ -50,6 +50,7 @@ def render(inputs: Inputs, figures: list[Figure], template: Path) -> str:
         versions=conditions.versions(measured),
         data=conditions.hashes(measured),
         overheads=conditions.overheads(inputs.records),
+        regressions=_regressions(inputs, figures),
         study=_study(inputs),
         glossary=COLUMNS | scratch_table.COLUMNS if trained else COLUMNS,
         parameters=yaml.safe_dump(inputs.params, sort_keys=False, allow_unicode=True),
@@ -98,7 +99,7 @@ def _fine_tuned_once(record: CellRecord, budget: float) -> bool:
 
 def _task(inputs: Inputs, figures: list[Figure], task: str) -> dict[str, Any]:
     records, scratch = inputs.of_task(task), inputs.scratch_of(task)
-    drawn = [{"figure": f, "svg": Markup(f.svg)} for f in figures if f.task == task]
+    drawn = _drawn(f for f in figures if f.task == task)
     return {
         "name": task,
         "headline": verdicts.headline(inputs, task) + (scratch_verdicts.headline(scratch) if scratch else []),
@@ -108,6 +109,16 @@ def _task(inputs: Inputs, figures: list[Figure], task: str) -> dict[str, Any]:
         "pictures": pictures.by_name(inputs.pictures, task),
         "scratch": _scratch(inputs, task, [item for item in drawn if item["figure"].part == PART]),
     }
+
+
+def _drawn(figures: Iterable[Figure]) -> list[dict[str, Any]]:
+    return [{"figure": figure, "svg": Markup(figure.svg)} for figure in figures]
+
+
+def _regressions(inputs: Inputs, figures: list[Figure]) -> dict[str, Any] | None:
+    """The section on regressions; None where nothing was ever compared."""
+    found = regressions.section(inputs)
+    return found and found | {"figures": _drawn(f for f in figures if f.part == regression_trends.PART)}
 
 
 def _scratch(inputs: Inputs, task: str, drawn: list[dict[str, Any]]) -> dict[str, Any] | None:

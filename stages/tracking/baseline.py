@@ -1,8 +1,8 @@
 """Commits that regressions are measured against, by name: aliases of MLflow's registered model `eugen`.
 
-`python -m stages.tracking.baseline set REF [--alias baseline]` and `… get ALIAS`. A version of the model holds
-no weights: it is one commit, in its source `git:<commit>` and its tag `git_commit`. A version that somebody
-registered from a run counts too, by the run's tag `git_commit`.
+`python -m stages.tracking.baseline set REF [--alias baseline]` and `… get ALIAS`. A version of the model
+holds no weights: it is one commit, in its source `git:<commit>` and its tag `git_commit`. A version that
+somebody registered from a run counts too, by the run's tag `git_commit`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _faults_are_said() -> Iterator[None]:
 
 @app.command("get")
 def get_command(alias: str) -> None:
-    """Print the commit of an alias. Exit codes: 0, 3 if it is not set, 2 wrong name, 1 MLflow out of reach."""
+    """Print an alias's commit. Exit codes: 0, 3 if it is not set, 2 wrong name, 1 MLflow out of reach."""
     with _faults_are_said():
         name, database, commit = _checked(alias), location.database(), None
         if database is None or database.exists():

@@ -105,6 +105,15 @@ def gone(pid: int) -> bool:
         return True
 
 
+def place_program(folder: Path, name: str, source: str) -> None:
+    """A program of the project, as `stages/verb.py`, that `python -m` finds before ours."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for package in path.relative_to(folder).parents[:-1]:
+        (folder / package / "__init__.py").touch()
+    path.write_text(source)
+
+
 def build(folder: Path) -> None:
     """Our dvc.yaml with a stub in place of each verb, and a file in place of each source."""
     text = re.sub(r"python -m stages\.", "python stub.py ", (ROOT / "dvc.yaml").read_text())
