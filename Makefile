@@ -42,7 +42,7 @@ gpu-check:
 	@$(GPU_PYTHON) -m benchmarks.gpu_check $(ARGS)
 
 ui: $(STAMP)
-	@$(RUN) stages.tracking.ui
+	@$(RUN) stages.tracking.ui $(ARGS)
 
 push pull: $(STAMP)
 	@$(RUN) flows.remote $@ $(if $(REMOTE),--remote $(REMOTE)) $(ARGS)
