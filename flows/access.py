@@ -29,7 +29,7 @@ def server_environment(host: str) -> dict[str, str]:
         return {"PREFECT_SERVER_API_AUTH_STRING": password}
     if not is_loopback(host):
         raise OpenToTheNetwork(
-            f"host {host}: other machines could start work through the Prefect server without a password; set "
-            "PREFECT_API_AUTH_STRING=name:password for the server and for its workers, or leave it on 127.0.0.1"
+            f"host {host}: other machines could start work through the Prefect server without a password; "
+            "set PREFECT_API_AUTH_STRING=name:password for server and workers, or leave it on 127.0.0.1"
         )
     return {}

@@ -1,4 +1,4 @@
-"""Who may use the Prefect server: nobody without the password, nobody else's machine without asking for one."""
+"""Who may use the Prefect server: other machines only where it asks for a password."""
 
 from __future__ import annotations
 

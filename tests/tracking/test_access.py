@@ -1,4 +1,4 @@
-"""A real MLflow server that asks for a password: refused without, mirrored with; nothing printed or in argv."""
+"""A real MLflow server that asks for a password: refused without, a run with it, printed nowhere."""
 
 from __future__ import annotations
 
