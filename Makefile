@@ -4,6 +4,7 @@
 #   make bench ENGINE=dvc         without Prefect
 #   make test [ARGS="-k name"]    the test suite
 #   make lint                     style, types, import contracts, generated tables
+#   make audit                    known vulnerabilities of the pinned versions, where the database is reachable
 #   make gpu-check                all figures of this machine's GPU in nine minutes; torch and timm are enough
 #   make push, make pull          share outputs through EUGEN_DVC_REMOTE (a folder, or s3://bucket/path)
 #   make ui                       MLflow's pages with the runs, on this machine only
@@ -24,7 +25,7 @@ RUN := $(IN_VENV) .venv/bin/python -m
 # Without set-up: machines with a GPU bring their own torch.
 GPU_PYTHON := $(or $(wildcard .venv/bin/python),$(PYTHON))
 
-.PHONY: bench test lint gpu-check ui push pull
+.PHONY: bench test lint audit gpu-check ui push pull
 bench: $(STAMP)
 	@$(RUN) flows.benchmark $(if $(PROFILE),--profile $(PROFILE)) $(if $(ENGINE),--engine $(ENGINE))
 
@@ -37,6 +38,9 @@ lint: $(STAMP)
 	@$(RUN) basedpyright
 	@$(IN_VENV) lint-imports
 	@$(RUN) stages.report --check
+
+audit: $(STAMP)
+	@.venv/bin/python .ci/audit.py
 
 gpu-check:
 	@$(GPU_PYTHON) -m benchmarks.gpu_check $(ARGS)
