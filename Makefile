@@ -7,6 +7,7 @@
 #   make audit                    known vulnerabilities of the pinned versions, where the database is reachable
 #   make gpu-check                all figures of this machine's GPU in nine minutes; torch and timm are enough
 #   make push, make pull          share outputs through EUGEN_DVC_REMOTE (a folder, or s3://bucket/path)
+#   make clean-runs OLDER=30d     what old runs left in MLflow and DVC's cache; APPLY=1 deletes it
 #   make ui                       MLflow's pages with the runs, on this machine only
 
 PYTHON ?= python3
@@ -25,7 +26,7 @@ RUN := $(IN_VENV) .venv/bin/python -m
 # Without set-up: machines with a GPU bring their own torch.
 GPU_PYTHON := $(or $(wildcard .venv/bin/python),$(PYTHON))
 
-.PHONY: bench test lint audit gpu-check ui push pull
+.PHONY: bench test lint audit gpu-check ui push pull clean-runs
 bench: $(STAMP)
 	@$(RUN) flows.benchmark $(if $(PROFILE),--profile $(PROFILE)) $(if $(ENGINE),--engine $(ENGINE))
 
@@ -50,6 +51,9 @@ ui: $(STAMP)
 
 push pull: $(STAMP)
 	@$(RUN) flows.remote $@ $(if $(REMOTE),--remote $(REMOTE)) $(ARGS)
+
+clean-runs: $(STAMP)
+	@$(RUN) flows.clean --older $(or $(OLDER),30d) $(if $(APPLY),--apply)
 
 # Old stamps go first and the new one comes last: an interrupted set-up leaves none and is taken up again.
 .venv/.stamp-%:
