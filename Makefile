@@ -5,6 +5,7 @@
 #   make bench POOL=cpu-pool      the cells on the workers of a work pool, through EUGEN_DVC_REMOTE
 #   make test [ARGS="-k name"]    the test suite
 #   make lint                     style, types, import contracts, generated tables
+#   make audit                    known vulnerabilities of the pinned versions, where the database is reachable
 #   make regression BASE=<ref>    is this commit slower, larger or worse? @name is an alias; default @baseline
 #   make baseline REF=<ref>       name a commit for that: the alias `baseline`, or another one by ALIAS=name
 #   make server [HOST=] [PORT=]   the Prefect and MLflow servers of this clone, on loopback
@@ -12,6 +13,7 @@
 #   make worker POOL=cpu-pool     this clone works for the server
 #   make gpu-check                all figures of this machine's GPU in nine minutes; torch and timm are enough
 #   make push, make pull          share outputs through EUGEN_DVC_REMOTE (a folder, or s3://bucket/path)
+#   make clean-runs OLDER=30d     what old runs left in MLflow and DVC's cache; APPLY=1 deletes it
 #   make ui                       MLflow's pages with the runs, on this machine only
 
 PYTHON ?= python3
@@ -30,7 +32,7 @@ RUN := $(IN_VENV) .venv/bin/python -m
 # Without set-up: machines with a GPU bring their own torch.
 GPU_PYTHON := $(or $(wildcard .venv/bin/python),$(PYTHON))
 
-.PHONY: bench test lint regression baseline gpu-check push pull ui server worker deploy
+.PHONY: bench test lint audit regression baseline server worker deploy gpu-check push pull clean-runs ui
 bench: $(STAMP)
 	@$(RUN) flows.benchmark $(if $(PROFILE),--profile $(PROFILE)) $(if $(ENGINE),--engine $(ENGINE)) \
 	    $(if $(POOL),--pool $(POOL))
@@ -44,6 +46,9 @@ lint: $(STAMP)
 	@$(RUN) basedpyright
 	@$(IN_VENV) lint-imports
 	@$(RUN) stages.report --check
+
+audit: $(STAMP)
+	@.venv/bin/python .ci/audit.py
 
 regression: $(STAMP)
 	@$(RUN) flows.regression $(if $(BASE),--base $(BASE)) $(ARGS)
@@ -65,10 +70,13 @@ gpu-check:
 	@$(GPU_PYTHON) -m benchmarks.gpu_check $(ARGS)
 
 ui: $(STAMP)
-	@$(RUN) stages.tracking.ui
+	@$(RUN) stages.tracking.ui $(ARGS)
 
 push pull: $(STAMP)
 	@$(RUN) flows.remote $@ $(if $(REMOTE),--remote $(REMOTE)) $(ARGS)
+
+clean-runs: $(STAMP)
+	@$(RUN) flows.clean --older $(or $(OLDER),30d) $(if $(APPLY),--apply)
 
 # Old stamps go first and the new one comes last: an interrupted set-up leaves none and is taken up again.
 .venv/.stamp-%:

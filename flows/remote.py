@@ -197,6 +197,8 @@ def main(
     """Share outputs with other clones. Exit codes: 0 done, 1 the remote cannot be used."""
     project = project.resolve()
     try:
+        if remote:
+            _settings(remote)  # before the command's words are noted as the owner of the clone
         with clone.held(project, print):
             configure(project, remote)
             (push if direction is Direction.push else pull)(project, *(targets or ()))

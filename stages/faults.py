@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 S = TypeVar("S", bound=BaseModel)
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 class Section(BaseModel):
@@ -25,6 +27,15 @@ def validate(model: type[S], value: Any, where: str) -> S:
         return model.model_validate(value)
     except ValidationError as error:
         raise ParamsError(_faults(error, where, model)) from None
+
+
+def check_name(name: Any, where: str) -> None:
+    """Refuse a name that could lead out of a folder or say something to the shell: names become both."""
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise ParamsError(
+            f"{where}: the name {name!r} must be of letters, digits, '_', '-' and '.', at most 100, "
+            "and begin with none of the last two"
+        )
 
 
 def allow(value: dict[str, Any], allowed: tuple[str, ...], *, where: str, required: bool = False) -> None:

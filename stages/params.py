@@ -19,7 +19,7 @@ from pydantic import (
 
 from stages import rows
 from stages.deployment import Precision
-from stages.faults import ParamsError, Section, allow, validate
+from stages.faults import ParamsError, Section, allow, check_name, validate
 from stages.recipe import Precision as TrainingPrecision
 from stages.recipe import TrainingRecipe
 from stages.rows import Method
@@ -181,6 +181,8 @@ def load(path: Path = PARAMS_FILE) -> Params:
     methods = {name: rows.parse(name, fields, "methods") for name, fields in _mapping(raw, "methods").items()}
     run = validate(RunSettings, raw["run"], "run")
     tasks = _mapping(raw, "tasks")
+    for name in tasks:
+        check_name(name, "tasks")
     scratch_rows, scratch_tasks = _scratch(raw["scratch"], tasks)
     return Params(str(raw["profile"]), run, tasks, methods, scratch_rows, scratch_tasks)
 
@@ -203,6 +205,7 @@ def _scratch(value: Any, tasks: dict[str, Any]) -> tuple[dict[str, Method], dict
             raise ParamsError(f"{where}: there is no such task under `tasks`, which has {', '.join(tasks)}")
         trained[name] = validate(ScratchSettings, section, where)
         for variant, settings in trained[name].variants.items():
+            check_name(variant, f"{where}.variants")
             for row in settings.rows or []:
                 if row not in known:
                     fault = f"{where}.variants.{variant}.rows = {row!r}: unknown row"

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 import eugen
 from eugen import LayerConfig
 from eugen.local_training import LocalRule, rules
-from stages.faults import ParamsError, allow, check_type
+from stages.faults import ParamsError, allow, check_name, check_type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Method:
 def parse(name: str, fields: Any, section: str) -> Method:
     """A row of params.yaml; `section` is where it stands there."""
     where = f"{section}.{name}"
+    check_name(name, section)
     fields = {"layer": name} if fields is None else fields
     fields = {"layer": name, **fields} if isinstance(fields, dict) else fields
     training = None

@@ -20,6 +20,8 @@ from typing import IO
 
 from stages.data.verify import DataError
 
+LIMIT_BYTES = 4 << 30
+"""What may come out of one archive at a time; the largest data set of the suite has a tenth of it."""
 _BROKEN = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
 
 
@@ -78,8 +80,11 @@ def _inside(folder: Path, target: str) -> Path:
     return place
 
 
-def _in_order(archive: Path, files: list[str], wanted: Iterable[str]) -> list[str]:
-    """The wanted names in the archive's own order, in which a compressed tar is read only once."""
+def _in_order(archive: Path, files: Mapping[str, int], wanted: Iterable[str]) -> list[str]:
+    """The wanted names in the archive's own order, in which a compressed tar is read only once.
+
+    Neither format gives more bytes than it declares, so that the limit is checked before any is read.
+    """
     wanted = set(wanted)
     missing = sorted(wanted.difference(files))
     if missing:
@@ -87,21 +92,32 @@ def _in_order(archive: Path, files: list[str], wanted: Iterable[str]) -> list[st
             f"{archive} has no ordinary file {missing[0]!r} (links do not count): "
             "it is not the expected release; delete it and run again to fetch it anew"
         )
+    declared = sum(files[name] for name in wanted)
+    if declared > LIMIT_BYTES:
+        raise DataError(
+            f"{archive} would unpack to {declared} bytes, more than the {LIMIT_BYTES} that are allowed: "
+            "it is not the expected release; delete it"
+        )
     return [name for name in files if name in wanted]
 
 
 @contextmanager
-def _opened(archive: Path) -> Iterator[tuple[list[str], Callable[[str], IO[bytes]]]]:
-    """The archive's ordinary files in its own order, and how to open one of them."""
+def _opened(archive: Path) -> Iterator[tuple[dict[str, int], Callable[[str], IO[bytes]]]]:
+    """The archive's ordinary files in its own order with their declared bytes, and how to open one.
+
+    Of several entries of one name the last counts, as when it is opened.
+    """
     if not archive.is_file():
         raise DataError(f"{archive} is missing: run again to fetch it anew")
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
-                yield [info.filename for info in file.infolist() if _is_ordinary(info)], file.open
+                entries = {info.filename: info for info in file.infolist()}
+                yield {n: info.file_size for n, info in entries.items() if _is_ordinary(info)}, file.open
         else:
             with tarfile.open(archive, "r:*") as file:
-                yield [info.name for info in file if info.isreg()], lambda name: _tar_stream(file, name)
+                sizes = {info.name: info.size for info in file if info.isreg()}
+                yield sizes, lambda name: _tar_stream(file, name)
     except _BROKEN as error:
         raise DataError(
             f"{archive} cannot be unpacked ({error}): delete it and run again to fetch it anew"

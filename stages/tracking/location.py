@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from stages.tracking.record import write_json
+from stages.tracking.redaction import MARK, hidden
 
 EXPERIMENT = "eugen"
 UI_HOST, UI_PORT = "127.0.0.1", 5000
@@ -56,7 +57,7 @@ def checkout() -> str:
 
 def remember_experiment(experiment_id: str) -> None:
     """Note the experiment's id, so that a link costs no import of MLflow."""
-    memory = {"uri": tracking_uri(), "experiment_id": experiment_id}
+    memory = {"uri": hidden(tracking_uri()), "experiment_id": experiment_id}
     if _recall() != memory:
         write_json(_MEMORY, memory)
 
@@ -75,10 +76,10 @@ def comparison_link(base: str | None = None, task: str | None = None) -> str | N
     `task` leaves the others out: MLflow draws ten runs at a time.
     None if nothing was tracked yet at the present MLFLOW_TRACKING_URI.
     """
-    uri, memory = tracking_uri(), _recall()
+    uri, memory = hidden(tracking_uri()), _recall()
     if memory.get("uri") != uri:
         return None
-    base = base or (uri if is_server(uri) else f"http://{UI_HOST}:{UI_PORT}")
+    base = base or (uri.replace(f"{MARK}@", "") if is_server(uri) else f"http://{UI_HOST}:{UI_PORT}")
     chosen = _COMPARED if task is None else f"{_COMPARED} and tags.task = '{task}'"
     query = f"compareRunsMode=CHART&searchFilter={quote(chosen, safe='')}"
     return f"{base.rstrip('/')}/#/experiments/{memory['experiment_id']}/runs?{query}"

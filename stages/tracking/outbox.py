@@ -19,6 +19,7 @@ from typing import Any
 
 from stages.tracking import process
 from stages.tracking.record import write_json
+from stages.tracking.redaction import hidden_in
 
 OUTBOX = Path(".work/outbox")
 
@@ -56,7 +57,9 @@ class Journal:
         temporary = OUTBOX / f".{folder.name}"
         temporary.mkdir(parents=True)
         try:
-            write_json(temporary / "start.json", start | {"owner": process.identity(), "id": folder.name})
+            write_json(
+                temporary / "start.json", hidden_in(start) | {"owner": process.identity(), "id": folder.name}
+            )
             temporary.rename(folder)
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from stages.tracking import delivery, outbox, process
 from stages.tracking.record import write_json
+from stages.tracking.redaction import HidingFormatter, hidden
 
 if TYPE_CHECKING:
     from stages.tracking.mirror import Mirror
@@ -120,7 +121,7 @@ def reason(error: BaseException) -> str:
     """The innermost cause in one line: MLflow wraps what the network or the database said."""
     while inner := error.__cause__ or error.__context__:
         error = inner
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    return hidden(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]
 
 
 def heard(seconds: float) -> bool:
@@ -217,7 +218,9 @@ def serve_all() -> None:
 def main(arguments: list[str]) -> int:
     """Serve one stage or all of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the stages, which then end their journals
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
+    log = logging.StreamHandler()
+    log.setFormatter(HidingFormatter("%(asctime)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[log])
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     if arguments:
         serve_one(arguments[0])

@@ -22,6 +22,7 @@ from typing import Any
 
 from stages.tracking import environment, location, outbox, process, record
 from stages.tracking.delivery import Delivery
+from stages.tracking.redaction import hidden, print_error
 
 FAILURES = Path("results/failures")
 _NAME = re.compile(r"[\w\-./: ]{1,250}")
@@ -91,12 +92,12 @@ class Run:
 
     def tag(self, key: str, value: str) -> None:
         """Set a tag of the run."""
-        self._note(kind="tag", key=key, value=str(value))
+        self._note(kind="tag", key=key, value=hidden(str(value)))
 
     def progress(self, text: str) -> None:
         """Say where the stage is: one line to standard output, at once."""
         if not self._silent:
-            print(text, flush=True)
+            print(hidden(text), flush=True)
 
     def _note(self, **event: Any) -> None:
         """Append to the journal. On a full disk keep the line in memory and try again with the next."""
@@ -112,7 +113,7 @@ class Run:
     def _warn(self, text: str) -> None:
         """Say once that tracking is impaired."""
         if not self._warned:
-            print(f"tracking: {text}; work goes on", file=sys.stderr, flush=True)
+            print(hidden(f"tracking: {text}; work goes on"), file=sys.stderr, flush=True)
             self._warned = True
 
 
@@ -191,12 +192,12 @@ def _forget_failure(path: Path, stage: str) -> None:
 
 def _fail(run: Run, path: Path, stage: str, task: str, method: str | None, error: Exception) -> None:
     """Leave the reason where the report and MLflow look for it."""
-    text = traceback.format_exc()
+    text = hidden(traceback.format_exc())
     failure = record.Failure(
         stage=stage,
         task=task,
         method=method,
-        error=f"{type(error).__name__}: {error}",
+        error=hidden(f"{type(error).__name__}: {error}"),
         traceback=text,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -226,6 +227,7 @@ def stage_run(
     scratch is a cell of its own, beside the transfer of the same name.
     """
     process.die_with_parent()
+    sys.excepthook = print_error
     if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first reports
         yield Run(None, silent=True)
         return

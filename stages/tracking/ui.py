@@ -13,7 +13,7 @@ from pathlib import Path
 
 import typer
 
-from stages.tracking import location, outbox
+from stages.tracking import access, location, outbox
 
 START_SECONDS = 120.0
 LOG = Path(".work/mlflow-server.log")
@@ -30,8 +30,13 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
-def start_server(host: str, port: int) -> subprocess.Popen[bytes]:
-    """Start the server on the project's database, in a process group of its own."""
+def start_server(host: str, port: int, *, auth: bool = False) -> subprocess.Popen[bytes]:
+    """Start the server on the project's database, in a process group of its own.
+
+    With `auth` it asks for a name and a password (`access`). RuntimeError for an address that other
+    machines reach without one.
+    """
+    access.check(host, auth=auth)
     LOG.parent.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable,
@@ -49,7 +54,11 @@ def start_server(host: str, port: int) -> subprocess.Popen[bytes]:
     command += ["--artifacts-destination", location.artifact_folder().as_uri()]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment = os.environ | quiet | {"DO_NOT_TRACK": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        environment.pop(name, None)
+    if auth:
+        command += ["--app-name", "basic-auth"]
+        environment |= access.server_environment()
     with LOG.open("w") as log:
         return subprocess.Popen(
             command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -103,16 +112,22 @@ def prepare() -> int:
     return mirror.flush_outbox(mirror.Mirror())
 
 
-def serve(host: str, port: int) -> None:
+def serve(host: str, port: int, *, auth: bool) -> None:
     """Run the server until ctrl-C or SIGTERM."""
     base = f"http://{host}:{port}"
-    server = start_server(host, port)
+    server = start_server(host, port, auth=auth)
     try:
         wait_until_healthy(server, host, port)
+        if auth:
+            access.check_served(host, port)
         print(f"MLflow:           {base}\ncompare methods:  {location.comparison_link(base)}")
         for cell in sorted(Path("results/cells").glob("*-dense.json")):
             task = cell.stem.removesuffix("-dense")
             print(f"  {task}:  {location.comparison_link(base, task)}")
+        if auth:
+            name, file = access.credentials()[0], access.PASSWORD_FILE
+            given = "MLFLOW_TRACKING_PASSWORD" if os.environ.get("MLFLOW_TRACKING_PASSWORD") else file
+            print(f"it asks for a name and a password: {name}, and what {given} holds")
         print("ctrl-C stops the server", flush=True)
         if server.wait() != 0:
             raise RuntimeError(f"the MLflow server ended with status {server.returncode}; see {LOG}")
@@ -122,12 +137,16 @@ def serve(host: str, port: int) -> None:
         stop_server(server)
 
 
-def main(port: int = location.UI_PORT, host: str = location.UI_HOST) -> None:
-    """Open the tracked runs: the project's own database, or the server MLFLOW_TRACKING_URI names."""
+def main(port: int = location.UI_PORT, host: str = location.UI_HOST, auth: bool = False) -> None:
+    """Open the tracked runs: the project's own database, or the server MLFLOW_TRACKING_URI names.
+
+    `--auth` asks whoever comes for a name and a password; without it the server stays on this machine.
+    """
     for word in (signal.SIGINT, signal.SIGTERM):  # a background job of a script starts with SIGINT ignored
         signal.signal(word, signal.default_int_handler)
     uri = location.tracking_uri()
     try:
+        access.check(host, auth=auth)
         if not location.is_server(uri) and not is_free(host, port):
             cure = "stop the other program or choose another port with --port"
             raise RuntimeError(f"port {port} of {host} is in use: {cure}")
@@ -136,7 +155,7 @@ def main(port: int = location.UI_PORT, host: str = location.UI_HOST) -> None:
         if location.is_server(uri):
             print(f"MLFLOW_TRACKING_URI is a server already: {location.comparison_link()}", flush=True)
         else:
-            serve(host, port)
+            serve(host, port, auth=auth)
     except RuntimeError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None

@@ -132,3 +132,39 @@ def test_a_flipped_bit_in_a_zip_is_an_error_of_the_data(tmp_path):
     archive.write_bytes(data)
     with pytest.raises(DataError, match="fetch it anew"):
         unpack.member(archive, "noise")
+
+
+def test_a_bomb_is_refused_by_its_declared_size_before_anything_is_written(make, tmp_path, monkeypatch):
+    archive = make(contents={"small": b"small", "bomb": bytes(3_000_000)})
+    assert archive.stat().st_size < 30_000
+    monkeypatch.setattr(unpack, "LIMIT_BYTES", 2_000_000)
+    with pytest.raises(DataError, match="would unpack to 3000005 bytes"):
+        unpack.extract(archive, {"small": "small", "bomb": "bomb"}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert unpack.member(archive, "small") == b"small", "what is not asked for does no harm"
+
+
+def test_a_zip_that_holds_more_than_it_declares_gives_no_more(tmp_path, monkeypatch):
+    archive = make_zip(tmp_path / "archive.zip", contents={"bomb": bytes(3_000_000)})
+    declared, lie = (3_000_000).to_bytes(4, "little"), (1_000).to_bytes(4, "little")
+    assert archive.read_bytes().count(declared) == 2, "in the entry's own header and in the directory"
+    archive.write_bytes(archive.read_bytes().replace(declared, lie))
+    monkeypatch.setattr(unpack, "LIMIT_BYTES", 2_000)
+    with pytest.raises(DataError, match="fetch it anew"):
+        unpack.member(archive, "bomb")
+
+
+def test_a_zip_whose_last_entry_of_a_name_is_a_link_has_no_such_file(tmp_path):
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        archive = make_zip(tmp_path / "archive.zip", links={"three": "/etc/passwd"})
+    with pytest.raises(DataError, match="no ordinary file 'three'"):
+        unpack.member(archive, "three")
+
+
+def test_a_link_and_then_a_file_through_it_stay_in_the_folder(make, tmp_path):
+    """The link is never made, so the file lands beside it, in a folder of its name."""
+    (tmp_path / "outside").mkdir()
+    archive = make(contents={"door/one.txt": b"one"}, links={"door": str(tmp_path / "outside")})
+    unpack.extract(archive, {"door/one.txt": "door/one.txt"}, tmp_path / "out")
+    assert everything_below(tmp_path / "outside") == set()
+    assert (tmp_path / "out/door/one.txt").read_bytes() == b"one" and not (tmp_path / "out/door").is_symlink()

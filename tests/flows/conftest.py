@@ -16,6 +16,8 @@ import pytest
 
 from tests.flows.toy import Toy, build, wait_for
 
+PASSWORD = "operator:planted-prefect-password"
+
 
 @pytest.fixture(scope="session")
 def clean_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -77,7 +79,7 @@ def finished(finished_project: Path, tmp_path: Path, clean_env: dict[str, str]) 
 def prefect_server(
     tmp_path_factory: pytest.TempPathFactory, clean_env: dict[str, str]
 ) -> Iterator[dict[str, str]]:
-    """The environment that leads to a real Prefect server on this machine."""
+    """The environment that leads to a real Prefect server on this machine, which asks for a password."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -96,7 +98,7 @@ def prefect_server(
                 str(port),
                 "--no-ui",
             ],
-            env=clean_env,
+            env=clean_env | {"PREFECT_SERVER_API_AUTH_STRING": PASSWORD},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -112,7 +114,7 @@ def prefect_server(
 
     try:
         wait_for(healthy, "Prefect server")
-        yield {"PREFECT_API_URL": url}
+        yield {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": PASSWORD}
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()

@@ -48,6 +48,8 @@ def fault(folder: Path, params: dict[str, Any]) -> str:
 
 
 V = "tasks.vision"
+NAMES: list[Any] = ["../x", "/x", ".x", "-x", "a/b", "a b", "x;ls", "$(ls)", "`ls`", "<b>", "a\n", "", 7, "é"]
+"""Names that would lead out of a folder, or that a shell would act on."""
 FAULTS: list[tuple[str, Any, str]] = [
     ("extras", {"a": 1}, "extras = {'a': 1}: unknown key, allowed are profile, run, tasks, methods"),
     ("tasks.speech", {}, f"tasks.speech: unknown task, there is a file for {', '.join(task_names())}"),
@@ -55,6 +57,10 @@ FAULTS: list[tuple[str, Any, str]] = [
     (f"{V}.transfer.seed", 3, f"{V}.transfer.seed = 3: unknown key, allowed are budgets, seeds, calibration"),
     (f"{V}.profile.tokens", 8, f"{V}.profile.tokens = 8: unknown key, allowed are batches, pairs"),
     (f"{V}.data", 7, f"{V}.data = 7: .*dictionary"),
+    *(("methods", {name: {"layer": "eugen"}}, "methods: the name .* must be of letters") for name in NAMES),
+    *(("scratch.rows", {name: {"layer": "eugen"}}, "scratch.rows: the name .* must be") for name in NAMES),
+    *(("tasks", {name: {}}, "tasks: the name .* must be of letters") for name in NAMES),
+    (f"{LANGUAGE}.variants", {"../x": {}}, f"{LANGUAGE}.variants: the name '../x' must be of letters"),
     ("tasks", {}, "tasks = {}: must be a mapping with at least one entry"),
     ("methods", ["eugen"], r"methods = \['eugen'\]: must be a mapping"),
     ("methods.eugen", "eugen", "methods.eugen = 'eugen': must be a mapping such as {layer: eugen"),
