@@ -141,7 +141,8 @@ COLUMNS = ("trial", "killed", "in", "second", "stages at work", "recovered in s"
 
 
 def _line(trial: dict[str, Any]) -> str:
-    return f"trial {trial['number']}: {trial['victim']} in {trial['moment']}: {trial['verdict']} {trial['faults']}"
+    where = f"trial {trial['number']}: {trial['victim']} in {trial['moment']}"
+    return "\n  ".join([f"{where}: {trial['verdict']}", *trial["faults"]])
 
 
 def _table(trials: list[dict[str, Any]]) -> list[str]:

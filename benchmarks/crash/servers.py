@@ -34,7 +34,7 @@ class Servers:
         home.mkdir(parents=True)
         self.home, self.clone = home, clone
         self.processes: dict[str, psutil.Process] = {}
-        self.variables = {"PREFECT_HOME": str(home / "prefect")}
+        self.variables: dict[str, str] = {}
 
     def start_mlflow(self, port: int | None = None) -> None:
         """Start MLflow's server; the same port again after it was killed."""
@@ -53,6 +53,7 @@ class Servers:
     def start_prefect(self) -> None:
         """Start a Prefect server, a process pool, and the deployment of the clone's benchmark."""
         port = free_port()
+        self.variables["PREFECT_HOME"] = str(self.home / "prefect")
         self.variables["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
         command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
         self._start("prefect", command, f"{self.variables['PREFECT_API_URL']}/health")
