@@ -22,7 +22,7 @@ VERBS = ("prepare", "baseline", "transfer", "finetune", "scratch", "profile", "r
 LIMIT_S = 1200.0
 """A run that takes longer hangs."""
 
-_PROFILE = {"batches": [1], "placements": 2, "pairs": 10, "seconds": 0.2, "precisions": ["float32"]}
+_PROFILE = {"batches": [1], "placements": 3, "pairs": 10, "seconds": 0.2, "precisions": ["float32"]}
 _NETWORK = {"width": 64, "depth": 2, "heads": 2, "patch": 7, "epochs": 3, "batch_size": 64}
 PARAMS: dict[str, Any] = {
     "profile": "crash",
