@@ -15,6 +15,7 @@ import typer
 
 from flows import dvc_engine
 from flows.clone import WrongParameters
+from flows.own_server import own_server
 from flows.run import CellsFailed, finish, ready
 
 
@@ -29,10 +30,12 @@ def run(project: Path, profile: str | None, engine: Engine, jobs: int | None) ->
     """Run the benchmark in the clone `project`, which is held from the check of the parameters on."""
     with ready(project, profile) as runner:
         # A run with nothing to order, retry or watch does not wait for a Prefect server to start.
-        if engine is Engine.prefect and runner.survey.stale:
-            from flows import prefect_engine
+        # After a kill there is one thing to mend even so: what Prefect still takes for running.
+        if engine is Engine.prefect and (runner.survey.stale or runner.after_kill):
+            with own_server():
+                from flows import prefect_engine
 
-            prefect_engine.benchmark(str(project), jobs=jobs)
+                prefect_engine.run_tagged(project, jobs)
         else:
             finish(runner, dvc_engine.run_graph(runner))
 

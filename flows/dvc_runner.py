@@ -68,6 +68,8 @@ class DvcRunner:
         self._lock = threading.Lock()
         self._stopped = False
         self.started = time.monotonic()
+        self.after_kill = False
+        """Whether the last run of the clone was killed."""
         self.survey = Survey({}, frozenset())
         """What the last look found."""
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow, tags, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
@@ -15,6 +15,7 @@ from prefect.logging.handlers import APILogHandler
 
 from flows import results
 from flows.dvc_runner import DvcRunner, StageFailed
+from flows.flow_runs import clone_tag, close_killed
 from flows.run import LOG, Outcome, cores, finish, note_failure, plan, ready, recorder, say
 from flows.schedule import LAST, Schedule, verb
 
@@ -64,12 +65,19 @@ def benchmark(
     """
     folder = Path(project).resolve()
     with ready(folder, profile) as runner:
+        close_killed(folder, say)
         outcome = plan(runner)
         with recorder(runner, outcome):
             run_graph(runner, outcome, jobs or cores() + 1, TIMEOUT_S | (timeouts_s or {}))
         if rows := results.result_rows(folder):
             create_table_artifact(rows, key="benchmark-results", description=f"Pipeline run {runner.run_id}")
         finish(runner, outcome)
+
+
+def run_tagged(project: Path, jobs: int | None) -> None:
+    """The flow from the command line: tagged from its first moment on, so that a kill is noticed later."""
+    with tags(clone_tag(project)):
+        benchmark(str(project), jobs=jobs)
 
 
 def run_graph(runner: DvcRunner, outcome: Outcome, jobs: int, timeouts_s: dict[str, float]) -> None:
