@@ -4,7 +4,10 @@
 #   make bench ENGINE=dvc         without Prefect
 #   make test [ARGS="-k name"]    the test suite
 #   make lint                     style, types, import contracts, generated tables
+#   make regression BASE=<ref>    is this commit slower, larger or worse? @name is an alias; default @baseline
+#   make baseline REF=<ref>       name a commit for that: the alias `baseline`, or another one by ALIAS=name
 #   make gpu-check                all figures of this machine's GPU in nine minutes; torch and timm are enough
+#   make push, make pull          share outputs through EUGEN_DVC_REMOTE (a folder, or s3://bucket/path)
 #   make ui                       MLflow's pages with the runs, on this machine only
 
 PYTHON ?= python3
@@ -23,7 +26,7 @@ RUN := $(IN_VENV) .venv/bin/python -m
 # Without set-up: machines with a GPU bring their own torch.
 GPU_PYTHON := $(or $(wildcard .venv/bin/python),$(PYTHON))
 
-.PHONY: bench test lint gpu-check ui
+.PHONY: bench test lint regression baseline gpu-check push pull ui
 bench: $(STAMP)
 	@$(RUN) flows.benchmark $(if $(PROFILE),--profile $(PROFILE)) $(if $(ENGINE),--engine $(ENGINE))
 
@@ -37,11 +40,20 @@ lint: $(STAMP)
 	@$(IN_VENV) lint-imports
 	@$(RUN) stages.report --check
 
+regression: $(STAMP)
+	@$(RUN) flows.regression $(if $(BASE),--base $(BASE)) $(ARGS)
+
+baseline: $(STAMP)
+	@$(RUN) stages.tracking.baseline set $(or $(REF),HEAD) $(if $(ALIAS),--alias $(ALIAS))
+
 gpu-check:
 	@$(GPU_PYTHON) -m benchmarks.gpu_check $(ARGS)
 
 ui: $(STAMP)
 	@$(RUN) stages.tracking.ui
+
+push pull: $(STAMP)
+	@$(RUN) flows.remote $@ $(if $(REMOTE),--remote $(REMOTE)) $(ARGS)
 
 # Old stamps go first and the new one comes last: an interrupted set-up leaves none and is taken up again.
 .venv/.stamp-%:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ from pathlib import Path
 
 import psutil
 
+from flows import child
 from flows.repair import Say, repair_dvc_lock, wait_for_other_dvc
 
-CHILD = Path(__file__).with_name("dvc_child.py")
 GRACE_S = 3.0
 """How long DVC may take to note that its stage was killed before it is killed too."""
 
@@ -127,7 +127,14 @@ class DvcRunner:
 
     def run_all(self, say: Say) -> int:
         """Plain `dvc repro --keep-going`; returns DVC's exit code."""
-        with self._started("repro", "--keep-going") as process:
+        return self.follow(say, "repro", "--keep-going")
+
+    def follow(self, say: Say, *arguments: str, env: Mapping[str, str] | None = None) -> int:
+        """Any DVC command, its output line by line to `say`; returns DVC's exit code.
+
+        `env` overrides variables of the command and of what it starts.
+        """
+        with self._started(*arguments, env=env) as process:
             for line in _lines(process):
                 say(line)
             return process.wait()
@@ -148,15 +155,17 @@ class DvcRunner:
         return answer
 
     @contextmanager
-    def _started(self, *arguments: str, stderr: int = subprocess.STDOUT) -> Iterator[subprocess.Popen[str]]:
-        command = [sys.executable, "-P", str(CHILD), str(os.getpid()), "--wait-for-lock", *arguments]
+    def _started(
+        self, *arguments: str, stderr: int = subprocess.STDOUT, env: Mapping[str, str] | None = None
+    ) -> Iterator[subprocess.Popen[str]]:
+        command = child.command("dvc", "--wait-for-lock", *arguments)
         with self._lock:
             if self._stopped:
                 raise Stopped(arguments[-1])
             process = subprocess.Popen(
                 command,
                 cwd=self.project,
-                env=self._environment(),
+                env=environment(self.run_id) | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -172,15 +181,16 @@ class DvcRunner:
             with self._lock:
                 self._processes.discard(process)
 
-    def _environment(self) -> dict[str, str]:
-        """This interpreter as `python` of dvc.yaml, and a shell whose start-up files cannot change that."""
-        folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        return os.environ | {
-            "PATH": folders,
-            "SHELL": "/bin/sh",
-            "PYTHONUNBUFFERED": "1",
-            "EUGEN_PIPELINE_RUN": self.run_id,
-        }
+
+def environment(run_id: str) -> dict[str, str]:
+    """This interpreter as `python` of dvc.yaml, and a shell whose start-up files cannot change that."""
+    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return os.environ | {
+        "PATH": folders,
+        "SHELL": "/bin/sh",
+        "PYTHONUNBUFFERED": "1",
+        "EUGEN_PIPELINE_RUN": run_id,
+    }
 
 
 def end(processes: Iterable[subprocess.Popen[str]], *, grace_s: float = GRACE_S) -> None:

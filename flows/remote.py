@@ -1,0 +1,203 @@
+"""Outputs shared between clones through a DVC remote: a folder, or S3-compatible storage.
+
+python -m flows.remote push|pull [--remote FOLDER|s3://BUCKET/PATH] [TARGET…]
+
+`push` sends the outputs of the present `dvc.lock` with DVC's record of past runs, `pull` restores from them
+every stage of the present parameters that somebody has pushed: a run in a fresh clone then computes the rest
+only. The remote stands in `.dvc/config.local`, which git ignores; S3's keys are read from the environment
+(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or from ~/.aws, and are never written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from flows import clone
+from flows.dvc_runner import DvcRunner
+from flows.repair import Say
+
+NAME = "eugen"
+"""What the remote is called in `.dvc/config.local`."""
+CONNECT_S = 10
+"""How long S3 may take to accept a connection."""
+ONE_OF = "a folder, or s3://bucket/path with EUGEN_S3_ENDPOINT for storage other than Amazon's"
+
+_STAGE = re.compile(r"Stage '(?P<name>.+)' (?P<how>didn't change|is cached)")
+_REFUSED = re.compile(r"ERROR: failed to reproduce '(?P<name>[^']+)'")
+_UNREACHED = re.compile(r"WARNING: Failed to pull run cache: (.*)")
+
+
+class RemoteError(RuntimeError):
+    """The remote cannot be used. The message says which, why, and what to do."""
+
+
+@dataclass
+class Pulled:
+    """What `pull` found, by stage."""
+
+    restored: list[str] = field(default_factory=list)
+    present: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    """Nobody has pushed these for the present parameters, code and data. What needs them is not named."""
+
+
+def configure(project: Path, url: str | None = None) -> None:
+    """Make `url`, else EUGEN_DVC_REMOTE, the clone's remote; without either the one it has stays.
+
+    Raises `RemoteError` if there is none, or for an address that cannot be used.
+    """
+    url = url or os.environ.get("EUGEN_DVC_REMOTE")
+    if not url:
+        _folder(project)
+        return
+    settings = _settings(url)
+    wanted = {f"remote.{NAME}.{key}": value for key, value in settings.items()} | {"core.remote": NAME}
+    present = _config(project)
+    if wanted == {key: value for key, value in present.items() if key in wanted or NAME in key.split(".")}:
+        return
+    _dvc(project, "remote", "add", "--local", "--force", "--default", NAME, settings.pop("url"))
+    for key, value in settings.items():
+        _dvc(project, "remote", "modify", "--local", NAME, key, value)
+
+
+def _settings(url: str) -> dict[str, str]:
+    """DVC's settings of the remote `url`, whose bytes are hashed again when they arrive.
+
+    Raises `RemoteError` if it is neither a folder nor S3.
+    """
+    parts = urlsplit(url)
+    if "://" not in url:
+        return {"url": str(Path(url).expanduser().resolve()), "verify": "true"}
+    endpoint = os.environ.get("EUGEN_S3_ENDPOINT", "")
+    if "@" in parts.netloc or "@" in urlsplit(endpoint).netloc:
+        raise RemoteError(
+            "the remote's address holds a password, which would be written down: leave it out and "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use ~/.aws/credentials"
+        )
+    if parts.scheme != "s3" or not parts.netloc:
+        raise RemoteError(f"remote {url!r} is not {ONE_OF}")
+    if find_spec("dvc_s3") is None:
+        raise RemoteError(f"remote {url!r} needs DVC's part for S3: .venv/bin/pip install -e '.[s3]'")
+    settings = {"url": url, "verify": "true", "connect_timeout": str(CONNECT_S)}
+    return settings | ({"endpointurl": endpoint} if endpoint else {})
+
+
+def push(project: Path, *targets: str, say: Say = print) -> None:
+    """Send the outputs of `targets` (stages; default: all) and the record of past runs to the remote.
+
+    Raises `RemoteError` if the remote cannot be reached or written, or if outputs are lost here too.
+    """
+    folder = _folder(project)
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise RemoteError(
+                f"the remote {folder} cannot be written ({error.strerror}): mount it or change its rights, "
+                "or name another one"
+            ) from None
+    lines = _dvc(project, "push", "--run-cache", *targets)
+    say(f"push: {lines[-1] if lines else 'done'}")
+
+
+def pull(project: Path, *targets: str, say: Say = print) -> Pulled:
+    """Restore from the remote what the present parameters need, for `targets` and their needs or for all.
+
+    Nothing is computed: to DVC it is a run in which every command refuses. Returns what is there now and
+    what is missing. Raises `RemoteError` if the remote cannot be reached.
+    """
+    folder = _folder(project)
+    if folder is not None and not folder.is_dir():
+        raise RemoteError(
+            f"the remote {folder} is not there: mount it, name another one, or push to it first"
+        )
+    found, lines = Pulled(), []
+    with tempfile.TemporaryDirectory(prefix="eugen-pull-") as refusing:
+        python = Path(refusing) / "python"
+        python.write_text("#!/bin/sh\nexit 75\n")
+        python.chmod(0o755)
+        path = os.pathsep.join([refusing, os.environ.get("PATH", os.defpath)])
+        DvcRunner(project, "pull").follow(
+            lines.append, "repro", "--pull", "--keep-going", *targets, env={"PATH": path}
+        )
+    for line in lines:
+        if unreached := _UNREACHED.match(line):
+            raise RemoteError(_unreachable(unreached[1]))
+        if stage := _STAGE.match(line):
+            (found.restored if stage["how"] == "is cached" else found.present).append(stage["name"])
+        elif refused := _REFUSED.match(line):
+            found.missing.append(refused["name"])
+    if not (found.restored or found.present or found.missing):
+        raise RemoteError(_unreachable("\n".join(lines[-5:])))
+    say(f"pull: {len(found.restored)} stages restored, {len(found.present)} were up to date")
+    if found.missing:
+        say(f"not in the remote, the next run computes them: {', '.join(found.missing)}")
+    return found
+
+
+def _dvc(project: Path, *arguments: str) -> list[str]:
+    """What a DVC command says, without empty lines; `RemoteError` with its complaint if it fails."""
+    lines: list[str] = []
+    code = DvcRunner(project, "remote").follow(lambda line: lines.append(line) if line else None, *arguments)
+    if code:
+        complaints = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+        raise RemoteError(_unreachable("; ".join(complaints) or "\n".join(lines[-5:])))
+    return lines
+
+
+def _unreachable(why: str) -> str:
+    return f"the DVC remote cannot be used: {why}. Check its address, the network and its credentials"
+
+
+def _config(project: Path) -> dict[str, str]:
+    """The clone's settings of DVC, as `remote.eugen.url`."""
+    return dict(line.split("=", 1) for line in _dvc(project, "config", "--list") if "=" in line)
+
+
+def _folder(project: Path) -> Path | None:
+    """The remote's folder, None if the remote is no folder. Raises `RemoteError` if there is no remote."""
+    config = _config(project)
+    url = config.get(f"remote.{config.get('core.remote')}.url")
+    if url is None:
+        raise RemoteError(f"no DVC remote: name one with EUGEN_DVC_REMOTE or --remote ({ONE_OF})")
+    return None if "://" in url else project / ".dvc" / url
+
+
+class Direction(StrEnum):
+    """Where the outputs go."""
+
+    push = "push"
+    pull = "pull"
+
+
+def main(
+    direction: Direction,
+    targets: Annotated[list[str] | None, typer.Argument(help="Stages; default: all.")] = None,
+    remote: Annotated[str | None, typer.Option(help=f"{ONE_OF}; default: EUGEN_DVC_REMOTE.")] = None,
+    project: Annotated[Path, typer.Option(help="The clone.", file_okay=False, exists=True)] = Path(),
+) -> None:
+    """Share outputs with other clones. Exit codes: 0 done, 1 the remote cannot be used."""
+    project = project.resolve()
+    try:
+        with clone.held(project, print):
+            configure(project, remote)
+            (push if direction is Direction.push else pull)(project, *(targets or ()))
+    except RemoteError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,122 @@
+"""Outputs that travel between clones, with the real DVC and a folder as remote."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import remote
+from flows.remote import RemoteError
+from tests.flows.toy import ROOT, STAGES, Toy
+
+
+def command(toy: Toy, *arguments: str, **env: str) -> tuple[int, str]:
+    """Exit code and all that `python -m flows.remote` says."""
+    words = [sys.executable, "-m", "flows.remote", *arguments, "--project", str(toy.folder)]
+    done = subprocess.run(words, cwd=ROOT, env=toy.env | env, text=True, capture_output=True, timeout=120)
+    return done.returncode, done.stdout + done.stderr
+
+
+def entries(toy: Toy) -> list[Path]:
+    """DVC's record of past runs."""
+    return sorted(path for path in (toy.folder / ".dvc/cache/runs").rglob("*") if path.is_file())
+
+
+def test_a_fresh_clone_gets_every_output_and_computes_nothing(finished: Toy, fresh: Toy, tmp_path: Path):
+    shared = str(tmp_path / "mounted" / "remote")
+    code, said = command(finished, "push", "--remote", shared)
+    assert code == 0 and "files pushed" in said
+    code, said = command(fresh, "pull", EUGEN_DVC_REMOTE=shared)
+    assert code == 0 and f"{STAGES} stages restored" in said
+    assert fresh.dvc("status", "-q").returncode == 0
+    again = fresh.dvc("repro")
+    assert again.returncode == 0 and fresh.calls() == []
+    assert fresh.outputs() == finished.outputs()
+    assert len(entries(fresh)) == STAGES
+
+
+def test_what_nobody_pushed_is_named_and_not_computed(finished: Toy, fresh: Toy, tmp_path: Path):
+    remote.configure(finished.folder, str(tmp_path / "remote"))
+    remote.push(finished.folder)
+    params = fresh.folder / "params.yaml"
+    changed = yaml.safe_load(params.read_text())
+    changed["methods"]["eugen"]["order"] = 3
+    params.write_text(yaml.safe_dump(changed))
+    remote.configure(fresh.folder, str(tmp_path / "remote"))
+    said: list[str] = []
+    found = remote.pull(fresh.folder, say=said.append)
+    assert found.missing == ["transfer@vision-eugen"] and found.missing[0] in said[-1]
+    assert set(found.restored) == {
+        "prepare@vision",
+        "baseline@vision",
+        *(f"{verb}@vision-dense" for verb in ("transfer", "finetune", "profile")),
+    }
+    assert fresh.calls() == []
+    found = remote.pull(fresh.folder, "transfer@vision-dense", say=said.append)
+    assert len(found.present) == 3 and not found.restored and not found.missing
+
+
+def test_a_changed_byte_in_the_remote_is_not_taken(finished: Toy, fresh: Toy, tmp_path: Path):
+    shared = tmp_path / "remote"
+    remote.configure(finished.folder, str(shared))
+    remote.push(finished.folder)
+    victim = finished.folder / "artifacts/transfer/vision/eugen/content"
+    for path in (shared / "files").rglob("*"):
+        if path.is_file() and path.read_bytes() == victim.read_bytes():
+            path.chmod(0o644)
+            path.write_bytes(victim.read_bytes()[:-1] + b"?")
+    remote.configure(fresh.folder, str(shared))
+    found = remote.pull(fresh.folder)
+    assert "transfer@vision-eugen" in found.missing and "transfer@vision-dense" in found.restored
+    assert not (fresh.folder / "artifacts/transfer/vision/eugen/content").exists()
+
+
+def test_the_remote_is_remembered_where_git_does_not_look(fresh: Toy, tmp_path: Path):
+    before = (fresh.folder / ".dvc/config").read_bytes()
+    remote.configure(fresh.folder, str(tmp_path / "remote"))
+    assert (fresh.folder / ".dvc/config").read_bytes() == before
+    assert str(tmp_path / "remote") in (fresh.folder / ".dvc/config.local").read_text()
+    assert "/config.local" in (ROOT / ".dvc/.gitignore").read_text().split()
+    remote.configure(fresh.folder)
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint", "complaint"),
+    [
+        ("ssh://host/folder", "", "is not a folder, or s3://"),
+        ("s3://", "", "is not a folder, or s3://"),
+        ("s3://key:secret@bucket/path", "", "AWS_ACCESS_KEY_ID"),
+        ("s3://bucket/path", "http://key:secret@127.0.0.1:9000", "AWS_ACCESS_KEY_ID"),
+    ],
+)
+def test_an_address_that_cannot_be_used_says_why(
+    fresh: Toy, monkeypatch: pytest.MonkeyPatch, url: str, endpoint: str, complaint: str
+):
+    monkeypatch.setenv("EUGEN_S3_ENDPOINT", endpoint)
+    with pytest.raises(RemoteError, match=complaint) as refused:
+        remote.configure(fresh.folder, url)
+    assert "secret" not in str(refused.value)
+    assert not (fresh.folder / ".dvc/config.local").exists()
+
+
+def test_without_a_remote_and_with_one_that_is_not_there(fresh: Toy, tmp_path: Path):
+    code, said = command(fresh, "pull")
+    assert code == 1 and "EUGEN_DVC_REMOTE" in said and "Traceback" not in said
+    code, said = command(fresh, "pull", "--remote", str(tmp_path / "absent"))
+    assert code == 1 and f"the remote {tmp_path / 'absent'} is not there" in said
+    (tmp_path / "file").write_text("in the way")
+    code, said = command(fresh, "push", "--remote", str(tmp_path / "file"))
+    assert code == 1 and f"the remote {tmp_path / 'file'} cannot be written" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_the_right_to_write(finished: Toy, tmp_path: Path):
+    (tmp_path / "remote").mkdir(mode=0o555)
+    remote.configure(finished.folder, str(tmp_path / "remote"))
+    with pytest.raises(RemoteError, match="cannot be written"):
+        remote.push(finished.folder)
