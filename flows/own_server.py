@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-CHILD = Path(__file__).with_name("server_child.py")
 STOP_S = 10.0
 """How long the server may take to write what it holds before it is killed."""
 
@@ -49,9 +48,12 @@ def _start() -> tuple[subprocess.Popen[bytes], str]:
     """The server's process and address; it serves a port that is bound before it starts."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         number = listening.fileno()
-        command = [sys.executable, "-P", str(CHILD), str(os.getpid()), str(number)]
         server = subprocess.Popen(
-            command, pass_fds=[number], stdin=subprocess.DEVNULL, start_new_session=True
+            [sys.executable, "-m", "flows.server_child", str(os.getpid()), str(number)],
+            cwd=Path(__file__).parents[1],
+            pass_fds=[number],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
         return server, f"http://127.0.0.1:{listening.getsockname()[1]}"
 

@@ -1,22 +1,20 @@
 """Prefect's server on a bound port, in a process that dies with its parent, even if that is killed by -9.
 
-Called as `python -P flows/server_child.py PARENT_PID SOCKET_NUMBER` by `own_server`.
+Called as `python -m flows.server_child PARENT_PID SOCKET_NUMBER` by `own_server`.
 """
 
-import ctypes
 import os
 import signal
 import socket
 import sys
 
-PR_SET_PDEATHSIG = 1
+from flows.child import ask_for
 
 
 def main() -> None:
     """Serve until SIGTERM."""
     parent, number = int(sys.argv[1]), int(sys.argv[2])
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # its database bears that
+    ask_for(signal.SIGKILL)  # its database bears that
     if os.getppid() != parent:  # it ended before the request stood
         return
     os.environ.update(PREFECT_UI_ENABLED="0", PREFECT__SERVER_EPHEMERAL="1", PREFECT__SERVER_FINAL="1")

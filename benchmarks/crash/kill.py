@@ -67,7 +67,7 @@ def victims(
             return [p for p in {flow, *flow.children(recursive=True)} if _group(p) == _group(flow)]
         if kind == "everything":
             return [flow, *here]
-        wanted = {"dvc": "dvc_child.py", "stage": "stages.", "recorder": "stages.tracking.recorder"}[kind]
+        wanted = {"dvc": "dvc", "stage": "stages.", "recorder": "stages.tracking.recorder"}[kind]
         return [p for p in here if _is(p, wanted)][-1:]
     return []
 
@@ -81,10 +81,10 @@ def _group(process: psutil.Process) -> int:
 def _is(process: psutil.Process, wanted: str) -> bool:
     """Whether a process is the thing wanted: of DVC the child that works, of stages no recorder."""
     with suppress(psutil.Error):
-        line, name = process.cmdline(), " ".join(process.cmdline())
-        if wanted == "dvc_child.py":
+        line = process.cmdline()
+        if wanted == "dvc":
             parent = process.parent()
-            return wanted in name and parent is not None and wanted in " ".join(parent.cmdline())
+            return wanted in line and parent is not None and wanted in parent.cmdline()
         module = line[line.index("-m") + 1] if "-m" in line[:-1] else ""
         if wanted == "stages.":
             return module.startswith("stages.") and module.count(".") == 1 and module != "stages.validate"
