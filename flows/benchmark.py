@@ -57,7 +57,7 @@ def main(
         leave(str(error), 1)
     except KeyboardInterrupt:
         leave("stopped: no stage runs any more; the same command goes on where this one ended", 130)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         leave(f"the benchmark cannot run: {error}", 1)
 
 

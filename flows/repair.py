@@ -70,6 +70,18 @@ def remove_parts(project: Path, say: Say) -> None:
         say(f"a killed run left {len(left)} unfinished files ({names}): removed")
 
 
+def remove_dvc_parts(project: Path, say: Say) -> None:
+    """Remove what DVC was copying into its cache when it was killed, or when the disk was full.
+
+    Called when no DVC works in the clone. A cache elsewhere may be another clone's too: it is left alone.
+    """
+    left = list((project / ".dvc" / "cache").rglob(".*.tmp"))
+    for part in left:
+        part.unlink(missing_ok=True)
+    if left:
+        say(f"DVC left {len(left)} half-copied files in its cache: removed")
+
+
 def _abandoned(part: Path) -> bool:
     """Whether the process that a part is named after (`.record.json.4711.part`) has ended."""
     number = part.name.split(".")[-2]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from flows import clone, results
+from flows import clone, disk, results
 from flows.dvc_runner import DvcRunner, StageFailed
 from flows.schedule import LAST, verb, with_descendants
 
@@ -66,6 +66,7 @@ def ready(project: Path, profile: str | None) -> Iterator[DvcRunner]:
         yield _ready[project]
         return
     with clone.held(project, say) as after_kill:
+        disk.check_disks(project)
         if profile is not None:
             clone.choose_profile(project, profile, say)
         run_id = (
@@ -126,7 +127,10 @@ def plan(runner: DvcRunner) -> Outcome:
 def note_failure(runner: DvcRunner, outcome: Outcome, stage: str, error: object) -> None:
     """Enter a failed stage; its reason, if it left none itself, goes where the report finds it."""
     reason = error.reason if isinstance(error, StageFailed) else repr(error)
-    results.record_failure(runner.project, stage, reason)
+    try:
+        results.record_failure(runner.project, stage, reason)
+    except OSError as problem:  # a full disk, which may be what the stage failed of
+        say(f"the failure of {stage} could not be recorded: {problem}")
     outcome.failed[stage] = results.read_failure(runner.project, stage) or reason
 
 
