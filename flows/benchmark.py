@@ -5,6 +5,7 @@ python -m flows.benchmark [--profile NAME] [--engine prefect|dvc] [--jobs N] [--
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from enum import StrEnum
@@ -15,6 +16,7 @@ import typer
 
 from flows import dvc_engine
 from flows.clone import WrongParameters
+from flows.own_server import own_server
 from flows.run import CellsFailed, finish, ready
 
 
@@ -31,10 +33,12 @@ def run(
     """Run the benchmark in the clone `project`, which is held from the check of the parameters on."""
     with ready(project, profile) as runner:
         # A run with nothing to order, retry or watch does not wait for a Prefect server to start.
-        if engine is Engine.prefect and runner.survey.stale:
-            from flows import prefect_engine
+        # After a kill there is one thing to mend even so: what Prefect still takes for running.
+        if engine is Engine.prefect and (runner.survey.stale or runner.after_kill):
+            with own_server():
+                from flows import prefect_engine
 
-            prefect_engine.benchmark(str(project), jobs=jobs, pool=pool)
+                prefect_engine.run_tagged(project, jobs, pool)
         else:
             finish(runner, dvc_engine.run_graph(runner))
 
@@ -52,6 +56,8 @@ def main(
     try:
         if pool is not None and engine is Engine.dvc:
             raise WrongParameters("--pool sends cells through Prefect: leave --engine out")
+        if pool is not None and "PREFECT_API_URL" not in os.environ:
+            raise WrongParameters("--pool needs a server that workers reach: make server, or PREFECT_API_URL")
         run(project.resolve(), profile, engine, jobs, pool)
     except WrongParameters as error:
         leave(str(error), 2)
@@ -59,7 +65,7 @@ def main(
         leave(str(error), 1)
     except KeyboardInterrupt:
         leave("stopped: no stage runs any more; the same command goes on where this one ended", 130)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         leave(f"the benchmark cannot run: {error}", 1)
 
 

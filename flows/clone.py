@@ -8,7 +8,6 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flows.repair import Say
+from flows.repair import Say, remove_parts
 
 
 class WrongParameters(Exception):
@@ -29,24 +28,29 @@ def own_clone(project: str | None = None) -> Path:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` whole or not at all: a temporary file beside `path`, then a rename."""
+    """Write `data` whole or not at all: a temporary file beside `path`, then a rename.
+
+    Its name tells the process, as those of the stages do, so that `remove_parts` knows it after a kill.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        os.replace(part, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
-def held(project: Path, say: Say) -> Iterator[None]:
-    """Hold the clone for one benchmark; another is waited for, and named."""
+def held(project: Path, say: Say) -> Iterator[bool]:
+    """Hold the clone for one benchmark; another is waited for, and named.
+
+    Gives whether the last one was killed: then its name is still there, and its drafts are removed.
+    """
     owner = project / ".work" / "bench.owner.json"
     owner.parent.mkdir(exist_ok=True)
     lock = FileLock(project / ".work" / "bench.lock")
@@ -56,11 +60,15 @@ def held(project: Path, say: Say) -> Iterator[None]:
         say(f"another benchmark holds this clone ({_describe(owner)}): waiting until it ends")
         lock.acquire()
     try:
+        if killed := owner.exists():
+            say(f"the last benchmark of this clone was killed ({_describe(owner)}): going on where it was")
+        remove_parts(project, say)
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         entry = {"pid": os.getpid(), "since": since, "command": shlex.join(sys.argv)}
         write_whole(owner, json.dumps(entry).encode())
-        yield
+        yield killed
     finally:
+        owner.unlink(missing_ok=True)
         lock.release()
 
 

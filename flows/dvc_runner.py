@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,11 +23,14 @@ from pathlib import Path
 
 import psutil
 
-from flows import child
-from flows.repair import Say, repair_dvc_lock, wait_for_other_dvc
+from flows import child, disk
+from flows.repair import Say, remove_dvc_parts, repair_dvc_lock, wait_for_other_dvc
 
 GRACE_S = 3.0
 """How long DVC may take to note that its stage was killed before it is killed too."""
+
+TAIL = 60
+"""Last lines of a stage in which the reason of its end is looked for."""
 
 _EDGE = re.compile(r'"([^"]+)"(?: -> "([^"]+)")?;')
 _EXIT = re.compile(r"exited with (-?\d+)\s*$")
@@ -68,12 +72,15 @@ class DvcRunner:
         self._lock = threading.Lock()
         self._stopped = False
         self.started = time.monotonic()
+        self.after_kill = False
+        """Whether the last run of the clone was killed."""
         self.survey = Survey({}, frozenset())
         """What the last look found."""
 
     def look(self) -> Survey:
         """Ask DVC for the graph and for what is stale, repairing what a killed run left broken."""
         wait_for_other_dvc(self.project, self._say)
+        remove_dvc_parts(self.project, self._say)
         with ThreadPoolExecutor() as pool:
             graph = pool.submit(self._answer, "dag", "--dot")
             try:
@@ -96,13 +103,19 @@ class DvcRunner:
         `StageFailed` with the reason, after at most `timeout_s` seconds plus the grace, and `Stopped` once
         the run was stopped.
         """
+        try:
+            disk.check_disks(self.project)
+        except disk.DiskRefuses as error:
+            raise StageFailed(stage, str(error), again=False) from error
         outcome, reason, last, expired = "run", "", "", threading.Event()
+        lines: deque[str] = deque(maxlen=TAIL)
         with self._started("repro", "--single-item", stage, env=env) as process:
             timer = threading.Timer(timeout_s, lambda: (expired.set(), end([process])))
             timer.daemon = True
             timer.start()
             try:
                 for line in _lines(process):
+                    lines.append(line)
                     if " didn't change, skipping" in line:
                         outcome = "unchanged"
                     elif " is cached - skipping run" in line:
@@ -119,6 +132,8 @@ class DvcRunner:
             raise Stopped(stage)
         if expired.is_set():
             raise StageFailed(stage, f"killed after {timeout_s:g} s, its time limit", again=False)
+        if code and (refused := disk.reason(self.project, list(lines))):
+            raise StageFailed(stage, refused, again=False)
         if code:
             exited = _EXIT.search(reason)
             raise StageFailed(

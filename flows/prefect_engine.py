@@ -6,9 +6,10 @@ import math
 import queue
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow, tags, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
@@ -17,6 +18,7 @@ from prefect.logging.handlers import APILogHandler
 from flows import devices, results
 from flows.clone import own_clone
 from flows.dvc_runner import DvcRunner, StageFailed
+from flows.flow_runs import clone_tag, close_killed
 from flows.life import signs_of_life
 from flows.run import LOG, Outcome, cores, finish, note_failure, plan, ready, recorder, say
 from flows.schedule import LAST, Schedule, verb
@@ -72,6 +74,7 @@ def benchmark(
     """
     folder = own_clone(project)
     with ready(folder, profile) as runner, signs_of_life():
+        close_killed(folder, say)
         outcome = plan(runner)
         with recorder(runner, outcome):
             if pool is None:
@@ -83,6 +86,12 @@ def benchmark(
         if rows := results.result_rows(folder):
             create_table_artifact(rows, key="benchmark-results", description=f"Pipeline run {runner.run_id}")
         finish(runner, outcome)
+
+
+def run_tagged(project: Path, jobs: int | None, pool: str | None) -> None:
+    """The flow from the command line: tagged from its first moment on, so that a kill is noticed later."""
+    with tags(clone_tag(project)):
+        benchmark(str(project), jobs=jobs, pool=pool)
 
 
 def run_graph(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,35 @@ def repair_rwlock(project: Path, say: Say) -> list[int]:
             path.unlink()
             say(f"DVC's locks of ended processes ({sorted(pids)}) were still there: deleted")
         return living
+
+
+def remove_parts(project: Path, say: Say) -> None:
+    """Remove the unfinished files and folders of processes that are gone."""
+    folders = [project / name for name in ("artifacts", "reports", "results", ".work")]
+    left = [part for folder in folders for part in folder.rglob(".*.part") if _abandoned(part)]
+    for part in left:
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+    if left:
+        names = ", ".join(str(part.relative_to(project)) for part in left[:3])
+        say(f"a killed run left {len(left)} unfinished files ({names}): removed")
+
+
+def remove_dvc_parts(project: Path, say: Say) -> None:
+    """Remove what DVC was copying into its cache when it was killed, or when the disk was full.
+
+    Called when no DVC works in the clone. A cache elsewhere may be another clone's too: it is left alone.
+    """
+    left = list((project / ".dvc" / "cache").rglob(".*.tmp"))
+    for part in left:
+        part.unlink(missing_ok=True)
+    if left:
+        say(f"DVC left {len(left)} half-copied files in its cache: removed")
+
+
+def _abandoned(part: Path) -> bool:
+    """Whether the process that a part is named after (`.record.json.4711.part`) has ended."""
+    number = part.name.split(".")[-2]
+    return number.isdigit() and not psutil.pid_exists(int(number))
 
 
 def wait_for_other_dvc(project: Path, say: Say) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from flows import clone, results
+from flows import clone, disk, results
 from flows.dvc_runner import DvcRunner, StageFailed
 from flows.schedule import LAST, verb, with_descendants
 
@@ -67,13 +67,15 @@ def ready(project: Path, profile: str | None) -> Iterator[DvcRunner]:
     if project in _ready:
         yield _ready[project]
         return
-    with clone.held(project, say):
+    with clone.held(project, say) as after_kill:
+        disk.check_disks(project)
         if profile is not None:
             clone.choose_profile(project, profile, say)
         run_id = (
             os.environ.get("EUGEN_PIPELINE_RUN") or f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         )
         runner = _ready[project] = DvcRunner(project, run_id, say)
+        runner.after_kill = after_kill
         try:
             with ThreadPoolExecutor(1) as pool:
                 survey = pool.submit(runner.look)
@@ -89,9 +91,13 @@ def ready(project: Path, profile: str | None) -> Iterator[DvcRunner]:
 
 @contextmanager
 def recorder(runner: DvcRunner, outcome: Outcome) -> Iterator[None]:
-    """One process that uploads all stages' journals to MLflow; without it each stage loads MLflow anew."""
+    """One process that uploads all stages' journals to MLflow; without it each stage loads MLflow anew.
+
+    It also runs when there is nothing to do but to upload what a killed run left.
+    """
     source = runner.project / "stages" / "tracking" / "recorder.py"
-    if not outcome.todo or not source.exists() or os.environ.get("EUGEN_TRACKING") == "off":
+    waiting = any((runner.project / ".work" / "outbox").glob("*/start.json"))
+    if not (outcome.todo or waiting) or not source.exists() or os.environ.get("EUGEN_TRACKING") == "off":
         yield
         return
     # In a session of its own: what stops the stages must leave it time to upload what they left.
@@ -123,7 +129,10 @@ def plan(runner: DvcRunner) -> Outcome:
 def note_failure(runner: DvcRunner, outcome: Outcome, stage: str, error: object) -> None:
     """Enter a failed stage; its reason, if it left none itself, goes where the report finds it."""
     reason = error.reason if isinstance(error, StageFailed) else repr(error)
-    results.record_failure(runner.project, stage, reason)
+    try:
+        results.record_failure(runner.project, stage, reason)
+    except OSError as problem:  # a full disk, which may be what the stage failed of
+        say(f"the failure of {stage} could not be recorded: {problem}")
     outcome.failed[stage] = results.read_failure(runner.project, stage) or reason
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +19,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from stages.data.verify import sha256_file
-from stages.tracking.record import CurvePoint, write_json
+from stages.tracking.record import CurvePoint
+from stages.tracking.whole_file import remove_whole, whole, write_json
 
 PROGRESS = Path(".work/progress")
 
@@ -55,7 +54,7 @@ class Progress:
     def load(self, unit: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """A finished unit: its values and its tensors, or None."""
         values, tensors = self.folder / f"{unit}.json", self.folder / f"{unit}.safetensors"
-        if not values.exists():
+        if not (values.exists() and tensors.exists()):
             return None
         return json.loads(values.read_text(encoding="utf-8")), load_file(tensors)
 
@@ -65,26 +64,19 @@ class Progress:
         write_json(self.folder / f"{unit}.json", values)
 
     def clear(self) -> None:
-        """Forget everything: the stage has succeeded."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Forget everything, at once: the stage has succeeded."""
+        remove_whole(self.folder)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write safetensors whole or not at all; tensors that share memory are copied apart."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({name: t.detach().clone().contiguous() for name, t in tensors.items()}, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    apart = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    with whole(path, sum(tensor.nbytes for tensor in apart.values())) as part:
+        save_file(apart, part)
 
 
 def save(path: Path, identity: dict[str, str], model: nn.Module, state: Training) -> None:
     """Write a training checkpoint, whole or not at all; `identity` says what it belongs to."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     content = {
         "identity": identity,
         "curve": [point.model_dump() for point in state.curve],
@@ -93,12 +85,8 @@ def save(path: Path, identity: dict[str, str], model: nn.Module, state: Training
         "schedule": state.schedule.state_dict(),
         "generator": state.generator.get_state(),
     }
-    try:
-        torch.save(content, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with whole(path) as part, part.open("wb") as file:  # torch's own writer hides why a disk refused
+        torch.save(content, file)
 
 
 def resume(path: Path, identity: dict[str, str], model: nn.Module, state: Training) -> list[CurvePoint]:

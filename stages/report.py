@@ -14,7 +14,7 @@ import typer
 
 from stages.reporting import readme as committed
 from stages.reporting.inputs import Inputs, ReportError, read_run
-from stages.tracking.record import write_text
+from stages.tracking.whole_file import write_text
 
 ROOT = Path()
 """Stages run in the repository root."""

