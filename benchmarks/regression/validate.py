@@ -126,8 +126,8 @@ def markdown(record: dict[str, Any]) -> str:
     dirty = ", with uncommitted changes" if found["dirty"] else ""
     counts = [[KINDS[kind], *map(str, by.values())] for kind, by in said["counts"].items()]
     rows = [
-        [KINDS[r["kind"]], r["verdict"], case["name"], case["verdict"], _interval(case["latency"])]
-        + [_interval(case["control"]), str(case["latency"]["pairs"])]
+        [KINDS[r["kind"]], r["verdict"], case["name"], case["verdict"]]
+        + [_interval(case["latency"]), _interval(case["control"]), str(case["latency"]["pairs"])]
         for r in record["results"]
         for case in r["cases"]
     ]
