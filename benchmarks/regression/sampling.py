@@ -51,7 +51,8 @@ class Samples:
     def ratio(self) -> Ratio:
         """Other / base: geometric mean over places of the median, Student's interval over places.
 
-        Pairs of one place share that place's luck, so an interval over pairs would be too narrow.
+        Pairs of one place share that place's luck, so an interval over pairs would be too narrow. What a
+        whole process is off by it does not see; the rerun with fresh processes and the control are for that.
         """
         ratio, low, high = PlacedLatency([_swapped(place) for place in self.places]).speedup(CONFIDENCE)
         return Ratio(sum(len(place.base_ms) for place in self.places), ratio, low, high)
