@@ -188,22 +188,40 @@ def test_a_run_finds_what_was_made_worse(clone, tmp_path):
     assert not list((clone / FOLDER).glob("?" * 40))
 
 
+@pytest.fixture
+def start():
+    """Starts a command in the background; none outlives its test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(arguments: list[str]) -> subprocess.Popen[str]:
+        started.append(subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
 @linux
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_run_leaves_no_worker_and_no_half_record(clone, tmp_path, number):
-    arguments = command(clone, "--cases", "eugen-1", "--pairs", "100000", "--seconds", "100", out=tmp_path)
-    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def test_a_stopped_run_leaves_no_worker_and_no_half_record(clone, tmp_path, start, number):
+    arguments = command(clone, "--cases", "eugen-1", "--pairs", "100000", "--seconds", "300", out=tmp_path)
+    process = start(arguments)
     parent = psutil.Process(process.pid)
 
     def workers() -> list[psutil.Process]:
         children = [child for child in parent.children() if child.status() != psutil.STATUS_ZOMBIE]
         return [child for child in children if "worker.py" in " ".join(child.cmdline())]
 
-    # Three that have begun to compute: their cores are set with the first place in memory.
-    until(lambda: len(workers()) == 3 and len(workers()[0].cpu_affinity() or ()) == 1, "the first samples")
+    def computing() -> bool:
+        """A worker's cores are set with its first place in memory."""
+        return len(workers()) == 3 and all(len(worker.cpu_affinity() or ()) == 1 for worker in workers())
+
+    until(computing, "the first samples", seconds=150)
     children = workers()
     process.send_signal(number)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=60)
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
     assert not list(tmp_path.iterdir())
