@@ -60,7 +60,9 @@ class Clone:
         return self.post(f"{kind}/filter", query)[0]
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        return httpx.post(f"{self.env['PREFECT_API_URL']}/{path}", json=body).raise_for_status().json()
+        name, _, password = self.env["PREFECT_API_AUTH_STRING"].partition(":")
+        url = f"{self.env['PREFECT_API_URL']}/{path}"
+        return httpx.post(url, json=body, auth=(name, password)).raise_for_status().json()
 
     def event(self, verdict: str) -> dict[str, Any]:
         """The newest event of a verdict, once the server has it: events travel on their own."""
