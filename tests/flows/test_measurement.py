@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from flows.clone import WrongParameters
-from flows.measurement import measure
-from flows.regression import mirror, resolve
+from flows.measurement import CODES, measure
+from flows.regression import mirror, resolve, state_of
 from flows.verdict_page import headline, page
 from tests.flows.toy import gone, place_program
 from tests.regressions import case, record
@@ -108,6 +108,12 @@ def test_mlflow_gets_the_record_unless_tracking_is_off(project: Path, monkeypatc
     monkeypatch.setenv("EUGEN_TRACKING", "off")
     mirror(project, record() | {"file": "results/regressions/a.json"}, "run")
     assert not sent.exists()
+
+
+def test_only_a_pass_looks_like_one():
+    states = {verdict: state_of(record(verdict=verdict)) for verdict in CODES}
+    assert {verdict for verdict, state in states.items() if state.is_completed()} == {"pass"}
+    assert len({state.name for state in states.values()}) == len(states) == len(set(CODES.values()))
 
 
 def test_a_page_shows_what_changed_exactly_and_what_was_not_measured():

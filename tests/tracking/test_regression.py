@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from stages.tracking import mirror
+from stages.tracking import baseline, mirror
 from stages.tracking.regression_record import RecordFault, read, read_all
 from tests.regressions import BASE, CANDIDATE, case, record
 from tests.tracking.conftest import environment
@@ -80,7 +80,7 @@ def test_a_record_becomes_one_run_also_later(project: Path):
     slow = case("odd|name <1>", 1.1, "fail")
     nothing = case("not timed", latency=None, control=None, quality=None)
     path = left(project, record(slow, nothing, verdict="fail", reason="odd|name is slower", injected=0.25))
-    nobody = "http://127.0.0.1:9"  # the port of nothing
+    nobody = "http://127.0.0.1:9"  # the port that the rules leave unused
     code, _, complaint = call(project, "regression", path, MLFLOW_TRACKING_URI=nobody)
     assert code == 0 and "kept in .work/outbox" in complaint
     assert not runs(project) and len(list((project / ".work/outbox").iterdir())) == 1
@@ -151,35 +151,38 @@ def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_an_alias_is_a_commit(project: Path):
-    first, second = git(project, "rev-parse", "v0.1"), git(project, "rev-parse", "HEAD")
+def test_an_alias_set_by_the_command_is_got_by_it(project: Path):
     code, out, complaint = call(project, "baseline", "get", "@baseline")
     assert (code, out) == (3, "") and "make baseline REF=" in complaint
     assert call(project, "baseline", "set", "v0.1")[0] == 0
-    assert call(project, "baseline", "get", "@baseline")[:2] == (0, first)
-    assert call(project, "baseline", "set", "HEAD", "--alias", "release")[0] == 0
-    assert call(project, "baseline", "set", "HEAD")[0] == 0
-    assert call(project, "baseline", "get", "baseline")[:2] == (0, second)
+    assert call(project, "baseline", "get", "@baseline")[:2] == (0, git(project, "rev-parse", "v0.1"))
+
+
+def test_an_alias_moves_and_a_commit_is_registered_once(project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(project)
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    first, second = git(project, "rev-parse", "v0.1"), git(project, "rev-parse", "HEAD")
+    assert baseline.resolve(client, "baseline") is None, "no such model"
+    assert baseline.assign(client, "baseline", "v0.1") == first == baseline.resolve(client, "baseline")
+    assert baseline.resolve(client, "release") is None, "no such alias"
+    baseline.assign(client, "release", "HEAD")
+    baseline.assign(client, "baseline", "HEAD")
+    assert baseline.resolve(client, "baseline") == second
     versions = client.search_model_versions("name = 'eugen'")
-    assert {(v.tags["git_commit"], v.tags["git_ref"]) for v in versions} == {
-        (first, "v0.1"),
-        (second, "HEAD"),
-    }
-    assert len(versions) == 2, "one version a commit, whatever points at it"
+    tagged = sorted((v.tags["git_commit"], v.tags["git_ref"], v.source) for v in versions)
+    assert tagged == sorted([(first, "v0.1", f"git:{first}"), (second, "HEAD", f"git:{second}")])
 
 
-@pytest.mark.slow
 def test_a_version_of_a_run_counts_by_the_runs_commit_and_one_without_is_said(project: Path):
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     run = client.create_run("1", tags={"git_commit": BASE})
     client.create_registered_model("eugen")
     for alias, source in (("trained", run.info.run_id), ("bare", None)):
         version = client.create_model_version("eugen", "s3://somewhere/else", run_id=source)
-        client.set_registered_model_alias("eugen", alias, version.version)
-    assert call(project, "baseline", "get", "trained")[:2] == (0, BASE)
-    code, out, complaint = call(project, "baseline", "get", "bare")
-    assert (code, out) == (2, "") and "no tag git_commit" in complaint
+        client.set_registered_model_alias("eugen", alias, str(version.version))
+    assert baseline.resolve(client, "trained") == BASE
+    with pytest.raises(ValueError, match="no tag git_commit.*make baseline"):
+        baseline.resolve(client, "bare")
 
 
 @pytest.mark.parametrize(
