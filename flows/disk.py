@@ -12,8 +12,9 @@ from pathlib import Path
 
 LEAST_FREE_MB = 32
 """With less than this no stage is started: outputs, their copies in DVC's cache and the notes need room."""
-_FULL = re.compile(r"No space left on device|Disk quota exceeded|the disk that holds .* is full|disk is full")
-_READ_ONLY = re.compile(r"Read-only file system|its disk is read-only|readonly database")
+_REFUSED = re.compile(
+    r"No space left on device|Disk quota exceeded|disk is full|Read-only file system|readonly database"
+)
 
 
 class DiskRefuses(RuntimeError):
@@ -75,7 +76,7 @@ def explain(folder: Path, error: OSError) -> str:
 def reason(project: Path, lines: list[str]) -> str | None:
     """The plain reason if a stage ended because a disk refused; None if its lines do not say so."""
     for line in reversed(lines):
-        if _FULL.search(line) or _READ_ONLY.search(line):
+        if _REFUSED.search(line):
             said = line.strip()
             try:
                 check_disks(project)

@@ -53,23 +53,25 @@ def remove_whole(folder: Path) -> None:
 def disk_trouble(error: BaseException) -> int | None:
     """The error number if a disk is full, its quota used up, or read-only; else None.
 
-    safetensors raises an error of its own that has the number in its words only.
+    torch hides it behind an error of its own; that of safetensors has the number in its words only.
     """
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
     if isinstance(error, OSError) and error.errno in numbers:
         return error.errno
-    return next((number for number in numbers if f"os error {number}" in str(error)), None)
+    found = next((number for number in numbers if f"(os error {number})" in str(error)), None)
+    behind = error.__cause__ or error.__context__
+    return found if found is not None or behind is None else disk_trouble(behind)
 
 
 def explained(path: Path, number: int, size: int | None) -> str:
     """What is wrong with the disk of `path`, in words."""
     folder = next(place for place in [path, *path.resolve().parents] if place.is_dir())
     if number == errno.EROFS:
-        return f"{path} cannot be written, its disk is read-only: mount it writable and run again"
+        return f"{os.strerror(number)}: {path} cannot be written, its disk is read-only: mount it writable and run again"
     free = shutil.disk_usage(folder).free
     needed = f"{size / 1e6:.1f} MB are needed, " if size is not None else ""
     return (
-        f"the disk that holds {folder} is full: {needed}{free / 1e6:.1f} MB are free. "
+        f"{os.strerror(number)}: the disk that holds {folder} is full: {needed}{free / 1e6:.1f} MB are free. "
         "Make space and run again; finished stages are kept"
     )
 

@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from flows.disk import LEAST_FREE_MB, DiskRefuses, cache_folder, check_disks
 from flows.dvc_runner import DvcRunner, StageFailed
+from stages.checkpoint import save, save_tensors
+from stages.training import State
 from tests.flows.toy import Toy
 
 STAGE = "transfer@vision-eugen"
@@ -120,3 +123,17 @@ def test_the_check_leaves_nothing_and_names_a_folder_that_refuses(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(DiskRefuses, match="/proc cannot be written"):
         check_disks(Path("/proc"))
+
+
+def test_weights_and_checkpoints_on_a_full_disk_say_what_they_need(tmp_path: Path):
+    tensors = {"weight": torch.zeros(2**20)}
+    with small_disk(tmp_path / "disk", 1):
+        with pytest.raises(OSError, match=r"4\.2 MB are needed, 1\.0 MB are free"):
+            save_tensors(tmp_path / "disk" / "w.safetensors", tensors)
+        layer = torch.nn.Linear(1024, 1024)
+        optimiser = torch.optim.SGD(layer.parameters())
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimiser)
+        training = State(optimiser, schedule, torch.Generator(), [])
+        with pytest.raises(OSError, match=r"disk that holds .* is full"):
+            save(tmp_path / "disk" / "c.pt", {}, layer, training)
+        assert list((tmp_path / "disk").iterdir()) == []
