@@ -2,9 +2,16 @@
 #   make bench                    the benchmark: data, baseline, transfer, fine-tuning, profiling, report
 #   make bench PROFILE=smoke      another profile of params/ (smoke, cpu, study*, gpu*)
 #   make bench ENGINE=dvc         without Prefect
+#   make bench POOL=cpu-pool      the cells on the workers of a work pool, through EUGEN_DVC_REMOTE
 #   make test [ARGS="-k name"]    the test suite
 #   make lint                     style, types, import contracts, generated tables
 #   make audit                    known vulnerabilities of the pinned versions, where the database is reachable
+
+#   make regression BASE=<ref>    is this commit slower, larger or worse? @name is an alias; default @baseline
+#   make baseline REF=<ref>       name a commit for that: the alias `baseline`, or another one by ALIAS=name
+#   make server [HOST=] [PORT=]   the Prefect and MLflow servers of this clone, on loopback
+#   make deploy                   flows/prefect.yaml on the server: benchmark, cells, nightly, weekly
+#   make worker POOL=cpu-pool     this clone works for the server
 #   make gpu-check                all figures of this machine's GPU in nine minutes; torch and timm are enough
 #   make push, make pull          share outputs through EUGEN_DVC_REMOTE (a folder, or s3://bucket/path)
 #   make clean-runs OLDER=30d     what old runs left in MLflow and DVC's cache; APPLY=1 deletes it
@@ -26,9 +33,10 @@ RUN := $(IN_VENV) .venv/bin/python -m
 # Without set-up: machines with a GPU bring their own torch.
 GPU_PYTHON := $(or $(wildcard .venv/bin/python),$(PYTHON))
 
-.PHONY: bench test lint audit gpu-check ui push pull clean-runs
+.PHONY: bench test lint audit regression baseline gpu-check push pull clean-runs ui server worker deploy
 bench: $(STAMP)
-	@$(RUN) flows.benchmark $(if $(PROFILE),--profile $(PROFILE)) $(if $(ENGINE),--engine $(ENGINE))
+	@$(RUN) flows.benchmark $(if $(PROFILE),--profile $(PROFILE)) $(if $(ENGINE),--engine $(ENGINE)) \
+	    $(if $(POOL),--pool $(POOL))
 
 test: $(STAMP)
 	@$(RUN) pytest -n 2 --dist loadfile $(ARGS)
@@ -42,6 +50,22 @@ lint: $(STAMP)
 
 audit: $(STAMP)
 	@.venv/bin/python .ci/audit.py
+
+regression: $(STAMP)
+	@$(RUN) flows.regression $(if $(BASE),--base $(BASE)) $(ARGS)
+
+baseline: $(STAMP)
+	@$(RUN) stages.tracking.baseline set $(or $(REF),HEAD) $(if $(ALIAS),--alias $(ALIAS))
+
+server: $(STAMP)
+	@$(RUN) flows.operate server $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) \
+	    $(if $(MLFLOW_PORT),--mlflow-port $(MLFLOW_PORT))
+
+worker: $(STAMP)
+	@$(RUN) flows.operate worker $(if $(POOL),--pool $(POOL)) $(if $(LIMIT),--limit $(LIMIT))
+
+deploy: $(STAMP)
+	@$(RUN) flows.operate deploy
 
 gpu-check:
 	@$(GPU_PYTHON) -m benchmarks.gpu_check $(ARGS)

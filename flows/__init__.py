@@ -4,8 +4,22 @@ Prefect reads its settings from the environment while it is imported, so they ar
 module of this package can import it. Whatever the user has set wins.
 """
 
+import json
 import os
 from pathlib import Path
+
+_WORK = Path(__file__).resolve().parent.parent / ".work"
+
+
+def _server_of_this_clone() -> str | None:
+    """The address of the Prefect server that `make server` runs in this clone, if it does."""
+    try:
+        entry = json.loads((_WORK / "servers.json").read_text(encoding="utf-8"))
+        os.kill(entry["pid"], 0)
+        return entry["prefect"]
+    except (OSError, ValueError, KeyError):
+        return None
+
 
 _SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -16,9 +30,12 @@ _SETTINGS = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
-if "PREFECT_API_URL" not in os.environ:
-    # A server of this clone, alive only during a run: no profile of the user's, nothing in the home folder.
-    _SETTINGS["PREFECT_HOME"] = str(Path(__file__).resolve().parent.parent / ".work" / "prefect")
+if "PREFECT_API_URL" not in os.environ and "PREFECT_HOME" not in os.environ:
+    # Without `make server`, a server that is alive only during a run. Either way one of this clone: no
+    # profile of the user's, nothing in the home folder.
+    _SETTINGS["PREFECT_HOME"] = str(_WORK / "prefect")
+    if _address := _server_of_this_clone():
+        _SETTINGS["PREFECT_API_URL"] = _address
 
 for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)

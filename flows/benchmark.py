@@ -1,6 +1,6 @@
 """The whole benchmark with one command, by Prefect or by plain `dvc repro`, with the same results.
 
-python -m flows.benchmark [--profile NAME] [--engine prefect|dvc] [--jobs N]
+python -m flows.benchmark [--profile NAME] [--engine prefect|dvc] [--jobs N] [--pool WORK_POOL]
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ class Engine(StrEnum):
     dvc = "dvc"
 
 
-def run(project: Path, profile: str | None, engine: Engine, jobs: int | None) -> None:
+def run(
+    project: Path, profile: str | None, engine: Engine, jobs: int | None, pool: str | None = None
+) -> None:
     """Run the benchmark in the clone `project`, which is held from the check of the parameters on."""
     with ready(project, profile) as runner:
         # A run with nothing to order, retry or watch does not wait for a Prefect server to start.
         if engine is Engine.prefect and runner.survey.stale:
             from flows import prefect_engine
 
-            prefect_engine.benchmark(str(project), jobs=jobs)
+            prefect_engine.benchmark(str(project), jobs=jobs, pool=pool)
         else:
             finish(runner, dvc_engine.run_graph(runner))
 
@@ -41,13 +43,16 @@ def main(
     profile: Annotated[str | None, typer.Option(help="A file of params/; else params.yaml as it is.")] = None,
     engine: Annotated[Engine, typer.Option(help="Prefect runs stages side by side.")] = Engine.prefect,
     jobs: Annotated[int | None, typer.Option(min=1, help="Stages at a time; default: cores + 1.")] = None,
+    pool: Annotated[str | None, typer.Option(help="Send the cells to this work pool's workers.")] = None,
     project: Annotated[Path, typer.Option(help="The clone to run.", file_okay=False, exists=True)] = Path(),
 ) -> None:
     """Run the benchmark. Exit codes: 0 all passed, 1 some failed, 2 wrong parameters, 130 stopped."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     try:
-        run(project.resolve(), profile, engine, jobs)
+        if pool is not None and engine is Engine.dvc:
+            raise WrongParameters("--pool sends cells through Prefect: leave --engine out")
+        run(project.resolve(), profile, engine, jobs, pool)
     except WrongParameters as error:
         leave(str(error), 2)
     except CellsFailed as error:

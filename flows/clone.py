@@ -23,6 +23,11 @@ class WrongParameters(Exception):
     """The parameters do not allow a run. The message says which and how to put it right."""
 
 
+def own_clone(project: str | None = None) -> Path:
+    """The clone to work in: the one that is named, EUGEN_CLONE, or the one of this code."""
+    return Path(project or os.environ.get("EUGEN_CLONE") or Path(__file__).parents[1]).resolve()
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write `data` whole or not at all: a temporary file beside `path`, then a rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,21 +80,31 @@ def choose_profile(project: Path, name: str, say: Say) -> None:
     profiles = {path.stem: path.read_bytes() for path in sorted((project / "params").glob("*.yaml"))}
     if name not in profiles:
         raise WrongParameters(f"profile: {name!r} is not one of {', '.join(profiles)} (the files of params/)")
+    if place_parameters(project, profiles[name], f"params/{name}.yaml"):
+        say(f"params.yaml is now the profile {name} (params/{name}.yaml)")
+
+
+def place_parameters(project: Path, wanted: bytes, source: str) -> bool:
+    """Make `wanted` the content of `params.yaml`; whether it was another. `source` says where it comes from.
+
+    Raises `WrongParameters` for a `params.yaml` that is kept nowhere else.
+    """
     target, mark = project / "params.yaml", project / ".work" / "params.sha256"
     present = target.read_bytes() if target.exists() else None
-    if present == profiles[name]:
-        return
-    known = {*profiles.values(), None, _committed(project)}
+    if present == wanted:
+        return False
+    profiles = (path.read_bytes() for path in (project / "params").glob("*.yaml"))
+    known = {*profiles, None, _committed(project)}
     placed = mark.read_text() if mark.exists() else ""
     if present not in known and _digest(present or b"") != placed:
         raise WrongParameters(
-            f"params.yaml holds edits of your own that params/{name}.yaml would overwrite. Keep them as a "
+            f"params.yaml holds edits of your own that {source} would overwrite. Keep them as a "
             "profile (cp params.yaml params/mine.yaml), drop them (git checkout params.yaml), or run them "
             "as they are (without a profile)."
         )
-    write_whole(target, profiles[name])
-    write_whole(mark, _digest(profiles[name]).encode())
-    say(f"params.yaml is now the profile {name} (params/{name}.yaml)")
+    write_whole(target, wanted)
+    write_whole(mark, _digest(wanted).encode())
+    return True
 
 
 def _digest(data: bytes) -> str:

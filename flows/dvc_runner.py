@@ -22,9 +22,9 @@ from pathlib import Path
 
 import psutil
 
+from flows import child
 from flows.repair import Say, repair_dvc_lock, wait_for_other_dvc
 
-CHILD = Path(__file__).with_name("dvc_child.py")
 GRACE_S = 3.0
 """How long DVC may take to note that its stage was killed before it is killed too."""
 
@@ -87,14 +87,17 @@ class DvcRunner:
         self.survey = Survey(_parse_graph(graph.result()), frozenset(json.loads(status or "{}")))
         return self.survey
 
-    def run_stage(self, stage: str, *, timeout_s: float, say: Say) -> str:
+    def run_stage(
+        self, stage: str, *, timeout_s: float, say: Say, env: Mapping[str, str] | None = None
+    ) -> str:
         """Bring one stage up to date; its output goes line by line to `say`.
 
-        Returns `run`, `restored` (from DVC's cache) or `unchanged`. Raises `StageFailed` with the reason,
-        after at most `timeout_s` seconds plus the grace, and `Stopped` once the run was stopped.
+        `env` is added to its environment. Returns `run`, `restored` (from DVC's cache) or `unchanged`. Raises
+        `StageFailed` with the reason, after at most `timeout_s` seconds plus the grace, and `Stopped` once
+        the run was stopped.
         """
         outcome, reason, last, expired = "run", "", "", threading.Event()
-        with self._started("repro", "--single-item", stage) as process:
+        with self._started("repro", "--single-item", stage, env=env) as process:
             timer = threading.Timer(timeout_s, lambda: (expired.set(), end([process])))
             timer.daemon = True
             timer.start()
@@ -156,14 +159,14 @@ class DvcRunner:
     def _started(
         self, *arguments: str, stderr: int = subprocess.STDOUT, env: Mapping[str, str] | None = None
     ) -> Iterator[subprocess.Popen[str]]:
-        command = [sys.executable, "-P", str(CHILD), str(os.getpid()), "--wait-for-lock", *arguments]
+        command = child.command("dvc", "--wait-for-lock", *arguments)
         with self._lock:
             if self._stopped:
                 raise Stopped(arguments[-1])
             process = subprocess.Popen(
                 command,
                 cwd=self.project,
-                env=self._environment() | dict(env or {}),
+                env=environment(self.run_id) | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -179,15 +182,16 @@ class DvcRunner:
             with self._lock:
                 self._processes.discard(process)
 
-    def _environment(self) -> dict[str, str]:
-        """This interpreter as `python` of dvc.yaml, and a shell whose start-up files cannot change that."""
-        folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        return os.environ | {
-            "PATH": folders,
-            "SHELL": "/bin/sh",
-            "PYTHONUNBUFFERED": "1",
-            "EUGEN_PIPELINE_RUN": self.run_id,
-        }
+
+def environment(run_id: str) -> dict[str, str]:
+    """This interpreter as `python` of dvc.yaml, and a shell whose start-up files cannot change that."""
+    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return os.environ | {
+        "PATH": folders,
+        "SHELL": "/bin/sh",
+        "PYTHONUNBUFFERED": "1",
+        "EUGEN_PIPELINE_RUN": run_id,
+    }
 
 
 def end(processes: Iterable[subprocess.Popen[str]], *, grace_s: float = GRACE_S) -> None:

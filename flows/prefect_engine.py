@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from prefect import flow, task
@@ -13,8 +14,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.logging.handlers import APILogHandler
 
-from flows import results
+from flows import devices, results
+from flows.clone import own_clone
 from flows.dvc_runner import DvcRunner, StageFailed
+from flows.life import signs_of_life
 from flows.run import LOG, Outcome, cores, finish, note_failure, plan, ready, recorder, say
 from flows.schedule import LAST, Schedule, verb
 
@@ -36,65 +39,95 @@ def _worth_a_retry(_task: Any, _task_run: Any, state: Any) -> bool:
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def run_stage(stage: str, runner: DvcRunner, timeout_s: float) -> None:
-    """One stage of dvc.yaml; a failure that is not the parameters' fault gets a second try."""
-    started = time.monotonic()
-    say(f"{stage}  started")
-    try:
-        outcome = runner.run_stage(stage, timeout_s=timeout_s, say=lambda line: say(f"{stage}  {line}"))
-    except StageFailed as error:
-        say(f"{stage}  FAILED after {time.monotonic() - started:.1f} s: {error.reason}")
-        raise
+def run_stage(stage: str, runner: DvcRunner, device: str, timeout_s: float) -> None:
+    """One stage of dvc.yaml in its slot; a failure that is not the parameters' fault gets a second try."""
+    with devices.slot(device, stage, say) as variables:
+        started = time.monotonic()
+        say(f"{stage}  started" + "".join(f", {name}={value}" for name, value in variables.items()))
+        try:
+            outcome = runner.run_stage(
+                stage, timeout_s=timeout_s, say=lambda line: say(f"{stage}  {line}"), env=variables
+            )
+        except StageFailed as error:
+            say(f"{stage}  FAILED after {time.monotonic() - started:.1f} s: {error.reason}")
+            raise
     results.clear_failures(runner.project, [stage])
     say(f"{stage}  {outcome} in {time.monotonic() - started:.1f} s")
 
 
 @flow(name="benchmark", persist_result=False)
 def benchmark(
-    project: str = ".",
+    project: str | None = None,
     profile: str | None = None,
     jobs: int | None = None,
     timeouts_s: dict[str, float] | None = None,
+    pool: str | None = None,
 ) -> None:
     """Bring every stage of `project` up to date, `jobs` at a time, and the report whatever failed.
 
-    `jobs` is one more than the cores unless given: a stage that starts or ends waits more than it computes.
-    `timeouts_s` overrides `TIMEOUT_S` by verb.
-    Raises `CellsFailed` if a stage failed, `WrongParameters` before any work.
+    `project` is the clone that this code or EUGEN_CLONE belongs to unless given. `jobs` is one more than the
+    cores: a stage that starts or ends waits more than it computes. `timeouts_s` overrides `TIMEOUT_S` by
+    verb. With `pool` the cells are sent to the workers of this work pool. Raises `CellsFailed` if a stage
+    failed, `WrongParameters` before any work.
     """
-    folder = Path(project).resolve()
-    with ready(folder, profile) as runner:
+    folder = own_clone(project)
+    with ready(folder, profile) as runner, signs_of_life():
         outcome = plan(runner)
         with recorder(runner, outcome):
-            run_graph(runner, outcome, jobs or cores() + 1, TIMEOUT_S | (timeouts_s or {}))
+            if pool is None:
+                run_graph(runner, outcome, jobs or cores() + 1, TIMEOUT_S | (timeouts_s or {}))
+            else:
+                from flows import fan_out
+
+                fan_out.run_cells(runner, outcome, pool, timeouts_s or {})
         if rows := results.result_rows(folder):
             create_table_artifact(rows, key="benchmark-results", description=f"Pipeline run {runner.run_id}")
         finish(runner, outcome)
 
 
-def run_graph(runner: DvcRunner, outcome: Outcome, jobs: int, timeouts_s: dict[str, float]) -> None:
-    """Run what is stale, and whatever needs it, as Prefect tasks; all are killed if this is left early."""
-    upstream = runner.survey.upstream
+def run_graph(
+    runner: DvcRunner,
+    outcome: Outcome,
+    jobs: int,
+    timeouts_s: dict[str, float],
+    *,
+    until: float = math.inf,
+    ended: Callable[[str], None] = lambda _stage: None,
+) -> None:
+    """Run `outcome.todo` as Prefect tasks; all are killed if this is left early.
+
+    After the time `until` (monotonic) no further cell is begun: what waits goes to `outcome.left`. `ended`
+    hears of each stage that is good.
+    """
+    upstream, device = runner.survey.upstream, devices.device_of(runner.project)
     schedule = Schedule(upstream, outcome.todo)
     futures: dict[str, PrefectFuture[None]] = {}
-    ended = queue.SimpleQueue[str]()
+    over = queue.SimpleQueue[str]()
     try:
         while schedule.open:
+            if time.monotonic() > until:
+                outcome.left += schedule.give_back()
             for stage in schedule.take(jobs):
                 # Only for Prefect's picture of the run: what is needed has finished before.
                 needed = [
                     futures[other] for other in upstream[stage] if other in futures and verb(stage) != LAST
                 ]
                 limit_s = timeouts_s.get(verb(stage), DEFAULT_TIMEOUT_S)
-                futures[stage] = run_stage.submit(stage, runner, limit_s, wait_for=needed, return_state=False)
-                futures[stage].add_done_callback(lambda _, stage=stage: ended.put(stage))
-            stage = ended.get()
-            result = futures[stage].result(raise_on_failure=False)
-            if result is not None:
-                note_failure(runner, outcome, stage, result)
-            schedule.end(stage, failed=result is not None)
+                futures[stage] = run_stage.submit(
+                    stage, runner, device, limit_s, wait_for=needed, return_state=False
+                )
+                futures[stage].add_done_callback(lambda _, stage=stage: over.put(stage))
+            if not schedule.open:
+                break
+            stage = over.get()
+            error = futures[stage].result(raise_on_failure=False)
+            if error is None:
+                ended(stage)
+            else:
+                note_failure(runner, outcome, stage, error)
+            schedule.end(stage, failed=error is not None)
     except BaseException:
         # Before Prefect waits for its threads, which wait for these processes.
         runner.stop()
         raise
-    outcome.skipped = schedule.skipped
+    outcome.skipped |= schedule.skipped

@@ -33,7 +33,7 @@ CONNECT_S = 10
 ONE_OF = "a folder, or s3://bucket/path with EUGEN_S3_ENDPOINT for storage other than Amazon's"
 
 _STAGE = re.compile(r"Stage '(?P<name>.+)' (?P<how>didn't change|is cached)")
-_REFUSED = re.compile(r"ERROR: failed to reproduce '(?P<name>[^']+)'")
+_REFUSED, _QUOTED = "ERROR: failed to reproduce ", re.compile(r"'([^']+)'")
 _UNREACHED = re.compile(r"WARNING: Failed to pull run cache: (.*)")
 
 
@@ -97,19 +97,25 @@ def push(project: Path, *targets: str, say: Say = print) -> None:
 
     Raises `RemoteError` if the remote cannot be reached or written, or if outputs are lost here too.
     """
-    folder = _folder(project)
-    if folder is not None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise RemoteError(
-                f"the remote {folder} cannot be written ({error.strerror}): mount it or change its rights, "
-                "or name another one"
-            ) from None
+    make_writable(project)
     lines = _dvc(project, "push", "--run-cache", *targets)
     say(f"push: {lines[-1] if lines else 'done'}")
+
+
+def make_writable(project: Path) -> None:
+    """Make the remote's folder if it is not there. Raises `RemoteError` where nothing can be written."""
+    folder = _folder(project)
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RemoteError(
+            f"the remote {folder} cannot be written ({error.strerror}): mount it or change its rights, "
+            "or name another one"
+        ) from None
 
 
 def pull(project: Path, *targets: str, say: Say = print) -> Pulled:
@@ -137,8 +143,8 @@ def pull(project: Path, *targets: str, say: Say = print) -> Pulled:
             raise RemoteError(_unreachable(unreached[1]))
         if stage := _STAGE.match(line):
             (found.restored if stage["how"] == "is cached" else found.present).append(stage["name"])
-        elif refused := _REFUSED.match(line):
-            found.missing.append(refused["name"])
+        elif line.startswith(_REFUSED):  # one line for each, or one for all
+            found.missing += _QUOTED.findall(line)
     if not (found.restored or found.present or found.missing):
         raise RemoteError(_unreachable("\n".join(lines[-5:])))
     say(f"pull: {len(found.restored)} stages restored, {len(found.present)} were up to date")

@@ -20,7 +20,7 @@ Say = Callable[[str], None]
 def is_dvc(pid: int) -> bool:
     """Whether a process with this id is alive and is DVC: after a kill the id may belong to anything."""
     try:
-        return any(Path(part).name in {"dvc", "dvc_child.py"} for part in psutil.Process(pid).cmdline())
+        return any(Path(part).name == "dvc" for part in psutil.Process(pid).cmdline())
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:

@@ -54,6 +54,8 @@ class Outcome:
     """Reason by stage."""
     skipped: dict[str, str] = field(default_factory=dict)
     """The failed stage it needs, by stage."""
+    left: list[str] = field(default_factory=list)
+    """Stages that were given back for others to run."""
 
 
 @contextmanager

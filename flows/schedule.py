@@ -18,6 +18,19 @@ def verb(stage: str) -> str:
     return stage.partition("@")[0]
 
 
+def cell(stage: str) -> str:
+    """The cell of a stage: `vision-eugen` of `transfer@vision-eugen`, empty for the report."""
+    return stage.partition("@")[2]
+
+
+def with_ancestors(upstream: Upstream, stages: Set[str]) -> set[str]:
+    """`stages` and everything that they need, directly or not."""
+    found = set(stages)
+    while grown := {need for stage in found for need in upstream[stage]} - found:
+        found |= grown
+    return found
+
+
 def with_descendants(upstream: Upstream, stages: Set[str]) -> set[str]:
     """`stages` and everything that needs one of them, directly or not."""
     found = set(stages)
@@ -33,6 +46,7 @@ class Schedule:
         self._upstream = upstream
         self._waiting = [stage for stage in upstream if stage in todo]
         self._running: set[str] = set()
+        self._begun: set[str] = set()
         self.skipped: dict[str, str] = {}
         """Stages that will not run, with the failed stage they need."""
 
@@ -55,7 +69,14 @@ class Schedule:
             chosen = ready[:1]
         self._waiting = [stage for stage in self._waiting if stage not in chosen]
         self._running.update(chosen)
+        self._begun.update(cell(stage) for stage in chosen)
         return chosen
+
+    def give_back(self) -> list[str]:
+        """Begin no further cell: drops, and returns, the waiting stages of those not begun."""
+        left = [stage for stage in self._waiting if cell(stage) not in self._begun]
+        self._waiting = [stage for stage in self._waiting if stage not in left]
+        return left
 
     def end(self, stage: str, *, failed: bool) -> None:
         """Note that a running stage ended; what needs a failed one is skipped, except the last verb."""

@@ -30,6 +30,7 @@ def clean_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "EUGEN_PIPELINE_RUN": "test-run",
+        "TMPDIR": str(tmp_path_factory.mktemp("machine")),  # its locks are of all clones on a machine
     }
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.flows.toy import ROOT, STAGES, Toy, gone, wait_for
+from tests.flows.toy import STAGES, Toy, gone, wait_for
 
 STAGE = "transfer@vision-eugen"
 
@@ -122,23 +120,3 @@ def test_without_a_server_the_clone_starts_its_own_for_the_run(finished: Toy, tm
     assert code == 0 and "Traceback" not in output, output
     assert (tmp_path / "home" / "prefect.db").exists()
     assert sorted(finished.calls()) == ["profile@vision-dense", "profile@vision-eugen", "report"]
-
-
-@pytest.mark.slow
-def test_the_deployment_is_run_by_a_worker(finished: Toy, prefect_server: dict[str, str]):
-    with (finished.folder / "stages" / "report.py").open("a") as source:
-        source.write("# changed\n")
-    env = finished.env | prefect_server
-
-    def prefect(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done
-
-    prefect("work-pool", "create", "eugen", "--type", "process")
-    prefect("deploy", "--prefect-file", "flows/prefect.yaml", "--all")
-    prefect("deployment", "run", "benchmark/clone", "--param", f"project={json.dumps(str(finished.folder))}")
-    prefect("worker", "start", "--pool", "eugen", "--run-once")
-    assert last(prefect_server, "flow_runs")["state_name"] == "Completed"
-    assert finished.calls() == ["report"]

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from flows.schedule import ALONE, Schedule, verb, with_descendants
+from flows.schedule import ALONE, Schedule, verb, with_ancestors, with_descendants
 
 UPSTREAM = {
     "prepare@a": frozenset[str](),
@@ -59,6 +59,20 @@ def test_independent_stages_start_together():
     assert schedule.take(2) == ["prepare@a", "prepare@b"] and schedule.take(2) == []
     schedule.end("prepare@a", failed=False)
     assert schedule.take(2) == ["transfer@a-x"]
+
+
+def test_cells_that_have_not_begun_are_given_back():
+    schedule = Schedule(UPSTREAM, UPSTREAM.keys() - {"prepare@a", "prepare@b", "report"})
+    assert schedule.take(1) == ["transfer@a-x"]
+    assert schedule.give_back() == ["transfer@a-y", "transfer@b-x", "profile@a-y", "profile@b-x"]
+    schedule.end("transfer@a-x", failed=False)
+    assert schedule.take(1) == ["profile@a-x"], "a cell that has begun is finished"
+    schedule.end("profile@a-x", failed=False)
+    assert not schedule.open
+
+
+def test_what_a_stage_needs_is_found_through_all_levels():
+    assert with_ancestors(UPSTREAM, {"profile@a-x"}) == {"profile@a-x", "transfer@a-x", "prepare@a"}
 
 
 def test_what_is_up_to_date_holds_nothing_up():

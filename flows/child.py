@@ -1,17 +1,23 @@
-"""Run DVC's command line in a process group that dies with its parent, even if that is killed by -9.
+"""Run a Python program in a process group that dies with its parent, even if that is killed by -9.
 
-Called as `python -P flows/dvc_child.py PARENT_PID ARGUMENTS…` by a process that makes it the leader of a
-group. The leader only watches: without it a killed flow would leave DVC, its shell and its stage running,
-and the next run would meet a second writer of the same files.
+Called as `python -P flows/child.py PARENT_PID MODULE ARGUMENTS…` by a process that makes it the leader of a
+group: `MODULE` then runs as by `python -m`. The leader only watches: without it a killed flow would leave
+DVC, its shell and its stage running, and the next run would meet a second writer of the same files.
 """
 
 import ctypes
 import os
+import runpy
 import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
 WATCHED = {signal.SIGTERM, signal.SIGCHLD}
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """What a parent starts, in a new session, to run `python -m module arguments…` as its bound child."""
+    return [sys.executable, "-P", __file__, str(os.getpid()), module, *arguments]
 
 
 def ask_for(number: signal.Signals) -> None:
@@ -34,17 +40,17 @@ def watch(child: int, parent: int) -> int:
 
 
 def main() -> int:
-    """Run DVC with the arguments after the parent's process id."""
+    """Run the module that the arguments name after the parent's process id."""
     parent = int(sys.argv[1])
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     if child := os.fork():
         return watch(child, parent)
     ask_for(signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
-    sys.argv = ["dvc", *sys.argv[2:]]
-    from dvc.cli import main as dvc
-
-    return dvc(sys.argv[1:])
+    module, sys.argv = sys.argv[2], sys.argv[2:]
+    sys.path.insert(0, os.getcwd())
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,131 @@
+"""A worker's part of a benchmark that is fanned out: some cells, from the DVC remote and back to it.
+
+The worker's clone must be at the coordinator's commit; it gets the coordinator's params.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.states import Completed, State
+
+from flows import clone, remote
+from flows.clone import own_clone
+from flows.life import signs_of_life
+from flows.prefect_engine import TIMEOUT_S, run_graph
+from flows.run import Outcome, cores, ready, recorder, say
+from flows.schedule import with_ancestors
+
+PUSH_S = 30.0
+"""What is finished is pushed at least so often."""
+
+
+class WrongClone(Exception):
+    """This clone cannot run the cells. The message says why and what to do."""
+
+
+@flow(name="cells", persist_result=False)
+def cells(
+    stages: list[str],
+    params: str,
+    commit: str | None = None,
+    seconds: float = 60.0,
+    jobs: int | None = None,
+    timeouts_s: dict[str, float] | None = None,
+) -> State[Any]:
+    """Run `stages` in this worker's clone; after `seconds` no further cell is begun.
+
+    `params` is the coordinator's params.yaml, `commit` its commit. What the stages need comes from the DVC
+    remote, and what they make goes there. The final state's message is JSON: stages `done`, `failed` (with
+    the reason), `skipped` (with the failed one) and `left`. Raises `WrongClone`, `WrongParameters` and
+    `RemoteError` before any work.
+    """
+    folder = own_clone()
+    check_commit(folder, commit)
+    remote.configure(folder)
+    with clone.held(folder, say):
+        clone.place_parameters(folder, params.encode(), "the coordinator's")
+    with ready(folder, None) as runner:
+        remote.pull(folder, *stages, say=say)
+        survey = runner.look()
+        todo = with_ancestors(survey.upstream, set(stages) & survey.stale) & survey.stale
+        outcome = Outcome(
+            [stage for stage in survey.upstream if stage in todo], len(survey.upstream) - len(todo)
+        )
+        delivery = Delivery(folder, set(stages) - todo)
+        with signs_of_life(delivery.progress), delivery.running(), recorder(runner, outcome):
+            limits = TIMEOUT_S | (timeouts_s or {})
+            until = time.monotonic() + seconds
+            run_graph(runner, outcome, jobs or cores() + 1, limits, until=until, ended=delivery.add)
+    return Completed(message=json.dumps(_told(stages, outcome)))
+
+
+def _told(stages: list[str], outcome: Outcome) -> dict[str, Any]:
+    unfinished = {*outcome.failed, *outcome.skipped, *outcome.left}
+    return {
+        "done": [stage for stage in stages if stage not in unfinished],
+        "failed": outcome.failed,
+        "skipped": {stage: cause for stage, cause in outcome.skipped.items() if stage in stages},
+        "left": [stage for stage in outcome.left if stage in stages],
+    }
+
+
+def check_commit(folder: Path, commit: str | None) -> None:
+    """Raise `WrongClone` unless the clone is at `commit`; None is at no commit, and fits."""
+    if commit is None:
+        return
+    command = ["git", "rev-parse", "HEAD"]
+    here = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+    if here != commit:
+        raise WrongClone(
+            f"{folder} is at {here[:10] or 'no commit'}, the coordinator at {commit[:10]}: "
+            f"git -C {folder} fetch && git -C {folder} checkout {commit[:10]}"
+        )
+
+
+class Delivery:
+    """Pushes what is finished, every `PUSH_S` and at the end; `shared` is in the remote already."""
+
+    def __init__(self, folder: Path, shared: set[str]) -> None:
+        self._folder, self._shared, self._made = folder, shared, set[str]()
+        self._over = threading.Event()
+
+    def add(self, stage: str) -> None:
+        """A stage is good."""
+        self._made.add(stage)
+
+    def progress(self) -> dict[str, list[str]]:
+        """What the remote holds, as far as this run knows."""
+        return {"done": sorted(self._shared)}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Push in the background within, and what is left at the end. Raises `RemoteError` if that fails."""
+        thread = threading.Thread(target=self._now_and_then)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join()
+        self._push()
+
+    def _now_and_then(self) -> None:
+        while not self._over.wait(PUSH_S):
+            try:
+                self._push()
+            except remote.RemoteError as error:
+                say(f"{error}; trying again")
+
+    def _push(self) -> None:
+        if new := sorted(self._made - self._shared):
+            remote.push(self._folder, *new, say=say)
+            self._shared = self._shared.union(new)

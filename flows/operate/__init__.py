@@ -1,0 +1,1 @@
+"""The benchmark as a service: servers, workers, deployments. Every command may be repeated."""

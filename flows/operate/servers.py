@@ -1,0 +1,155 @@
+"""The Prefect server and the MLflow server of a clone, started together and ended together."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+import psutil
+
+from flows.clone import write_whole
+from flows.repair import Say
+
+START_S = 180.0
+"""How long both servers may take to answer."""
+
+
+class CannotServe(RuntimeError):
+    """The servers cannot run. The message says why and what to do."""
+
+
+def record_path(project: Path) -> Path:
+    """Where the clone's running servers are written down, for `flows/__init__.py` to find."""
+    return project / ".work" / "servers.json"
+
+
+def serve(project: Path, host: str, port: int, mlflow_port: int, say: Say) -> None:
+    """Run both servers until one ends or this process is told to; returns at once if they run already.
+
+    Raises `CannotServe` for an address other than loopback without credentials, a port in use, or a server
+    that does not come up.
+    """
+    refuse_open_address(host)
+    prefect, mlflow = f"http://{host}:{port}", f"http://{host}:{mlflow_port}"
+    if _runs_here(project, prefect):
+        say(f"the servers of this clone are running: Prefect {prefect}, MLflow {mlflow}")
+        return
+    for name, wanted in (("PORT", port), ("MLFLOW_PORT", mlflow_port)):
+        if not _free(host, wanted):
+            raise CannotServe(f"port {wanted} of {host} is in use: stop that program or set {name}")
+    servers = [_start_prefect(project, host, port), _start_mlflow(project, host, mlflow_port)]
+    try:
+        _wait(servers, lambda: _answers(f"{prefect}/api/health") and _answers(f"{mlflow}/health"))
+        entry = {"pid": os.getpid(), "created": psutil.Process().create_time(), "prefect": f"{prefect}/api"}
+        write_whole(record_path(project), json.dumps(entry).encode())
+        say(f"Prefect: {prefect}   workers elsewhere: PREFECT_API_URL={prefect}/api")
+        say(f"MLflow:  {mlflow}   workers elsewhere: MLFLOW_TRACKING_URI={mlflow}")
+        say("next: make deploy, and make worker POOL=cpu-pool; ctrl-C stops both servers")
+        while all(server.poll() is None for server in servers):
+            time.sleep(0.5)
+        raise CannotServe(
+            "a server ended by itself; see .work/prefect-server.log and .work/mlflow-server.log"
+        )
+    finally:
+        record_path(project).unlink(missing_ok=True)
+        for server in servers:
+            _stop(server)
+
+
+def refuse_open_address(host: str) -> None:
+    """Raise `CannotServe` if others could reach the servers without a password."""
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    if not local and "PREFECT_SERVER_API_AUTH_STRING" not in os.environ:
+        raise CannotServe(
+            f"HOST={host} can be reached by others, who could run code here: set "
+            "PREFECT_SERVER_API_AUTH_STRING (name:password) and MLflow's password first, as the operator's "
+            "guide in README.md says"
+        )
+
+
+def _start_prefect(project: Path, host: str, port: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+    home = os.environ.get("PREFECT_HOME") or str(project / ".work" / "prefect")
+    env = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    return _start(project, command, env | {"PREFECT_HOME": home}, "prefect-server.log")
+
+
+def _start_mlflow(project: Path, host: str, port: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "stages.tracking.ui", "--host", host, "--port", str(port)]
+    env = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    return _start(project, command, env, "mlflow-server.out")
+
+
+def _start(project: Path, command: list[str], env: dict[str, str], log: str) -> subprocess.Popen[bytes]:
+    (project / ".work").mkdir(exist_ok=True)
+    with (project / ".work" / log).open("wb") as output:
+        return subprocess.Popen(
+            command, cwd=project, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """End a server with its children; by force after 10 s."""
+    for word in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, word)
+            server.wait(10)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _wait(servers: list[subprocess.Popen[bytes]], healthy: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_S
+    while not healthy():
+        if any(server.poll() is not None for server in servers):
+            raise CannotServe(
+                "a server did not start; see .work/prefect-server.log and .work/mlflow-server.out"
+            )
+        if time.monotonic() > deadline:
+            raise CannotServe(f"the servers did not answer within {START_S:.0f} s; see the logs in .work")
+        time.sleep(0.3)
+
+
+def _runs_here(project: Path, prefect: str) -> bool:
+    try:
+        entry = json.loads(record_path(project).read_text(encoding="utf-8"))
+        created = psutil.Process(entry["pid"]).create_time()
+    except (OSError, ValueError, psutil.Error):
+        return False
+    return entry["created"] == created and entry["prefect"] == f"{prefect}/api"
+
+
+def _free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _answers(url: str) -> bool:
+    """Whether a server is there; one that wants a password is."""
+    try:
+        with urlopen(url, timeout=5):
+            return True
+    except HTTPError as error:
+        return error.code == 401
+    except (URLError, OSError):
+        return False
