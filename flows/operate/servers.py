@@ -89,6 +89,8 @@ def _start_prefect(project: Path, host: str, port: int) -> subprocess.Popen[byte
 
 def _start_mlflow(project: Path, host: str, port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "stages.tracking.ui", "--host", host, "--port", str(port)]
+    if "PREFECT_SERVER_API_AUTH_STRING" in os.environ or "MLFLOW_TRACKING_PASSWORD" in os.environ:
+        command += ["--auth"]
     env = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     return _start(project, command, env, "mlflow-server.out")
 
