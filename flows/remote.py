@@ -159,7 +159,8 @@ def _dvc(project: Path, *arguments: str) -> list[str]:
     code = DvcRunner(project, "remote").follow(lambda line: lines.append(line) if line else None, *arguments)
     if code:
         complaints = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-        raise RemoteError(_unreachable("; ".join(complaints) or "\n".join(lines[-5:])))
+        # One for each file, and the last for the whole.
+        raise RemoteError(_unreachable(complaints[-1] if complaints else "\n".join(lines[-5:])))
     return lines
 
 
