@@ -73,10 +73,10 @@ ui: $(STAMP)
 	@$(RUN) stages.tracking.ui $(ARGS)
 
 push pull: $(STAMP)
-	@$(RUN) flows.remote $@ $(if $(REMOTE),--remote $(REMOTE)) $(ARGS)
+	@$(RUN) flows.dvc.remote $@ $(if $(REMOTE),--remote $(REMOTE)) $(ARGS)
 
 clean-runs: $(STAMP)
-	@$(RUN) flows.clean --older $(or $(OLDER),30d) $(if $(APPLY),--apply)
+	@$(RUN) flows.dvc.clean --older $(or $(OLDER),30d) $(if $(APPLY),--apply)
 
 # Old stamps go first and the new one comes last: an interrupted set-up leaves none and is taken up again.
 .venv/.stamp-%:

@@ -14,9 +14,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from flows import dvc_engine
 from flows.clone import WrongParameters
-from flows.own_server import own_server
+from flows.dvc import engine as dvc_engine
+from flows.prefect.own_server import own_server
 from flows.run import CellsFailed, finish, ready
 
 
@@ -36,7 +36,7 @@ def run(
         # After a kill there is one thing to mend even so: what Prefect still takes for running.
         if engine is Engine.prefect and (runner.survey.stale or runner.after_kill):
             with own_server():
-                from flows import prefect_engine
+                from flows.prefect import engine as prefect_engine
 
                 prefect_engine.run_tagged(project, jobs, pool)
         else:

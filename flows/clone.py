@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flows.repair import Say, remove_parts
+from flows.dvc.repair import Say, remove_parts
 
 
 class WrongParameters(Exception):

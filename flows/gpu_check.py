@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows import devices
 from flows.clone import own_clone
-from flows.life import signs_of_life
-from flows.measurement import run
+from flows.machine import devices
+from flows.machine.programs import run
+from flows.prefect.life import signs_of_life
 from flows.run import say
 
 MODULE = "benchmarks.gpu_check"

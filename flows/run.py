@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from flows import clone, disk, results
-from flows.dvc_runner import DvcRunner, StageFailed
+from flows import clone, results
+from flows.dvc.runner import DvcRunner, StageFailed
+from flows.machine import disk
 from flows.schedule import LAST, verb, with_descendants
 
 LOG = logging.getLogger("eugen.flows")

@@ -59,7 +59,7 @@ class Servers:
         self._start("prefect", command, f"{self.variables['PREFECT_API_URL']}/health")
         entry = {
             "name": "crash",
-            "entrypoint": "flows/prefect_engine.py:benchmark",
+            "entrypoint": "flows/prefect/engine.py:benchmark",
             "work_pool": {"name": POOL},
         }
         file = self.home / "prefect.yaml"

@@ -13,8 +13,8 @@ from pathlib import Path
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 
-from flows import devices
-from flows.repair import Say
+from flows.dvc.repair import Say
+from flows.machine import devices
 
 POOLS = ("cpu-pool", "gpu-pool")
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]

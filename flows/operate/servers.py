@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +15,10 @@ from urllib.request import urlopen
 import psutil
 
 from flows.clone import write_whole
-from flows.repair import Say
+from flows.dvc.repair import Say
+from flows.machine import child
+from flows.machine.programs import stop
+from flows.operate import access
 
 START_S = 180.0
 """How long both servers may take to answer."""
@@ -36,10 +36,10 @@ def record_path(project: Path) -> Path:
 def serve(project: Path, host: str, port: int, mlflow_port: int, say: Say) -> None:
     """Run both servers until one ends or this process is told to; returns at once if they run already.
 
-    Raises `CannotServe` for an address other than loopback without credentials, a port in use, or a server
-    that does not come up.
+    Raises `OpenToTheNetwork` for an address other than loopback without a password, `CannotServe` for a port
+    in use or a server that does not come up.
     """
-    refuse_open_address(host)
+    secret = access.server_environment(host)
     prefect, mlflow = f"http://{host}:{port}", f"http://{host}:{mlflow_port}"
     if _runs_here(project, prefect):
         say(f"the servers of this clone are running: Prefect {prefect}, MLflow {mlflow}")
@@ -47,7 +47,12 @@ def serve(project: Path, host: str, port: int, mlflow_port: int, say: Say) -> No
     for name, wanted in (("PORT", port), ("MLFLOW_PORT", mlflow_port)):
         if not _free(host, wanted):
             raise CannotServe(f"port {wanted} of {host} is in use: stop that program or set {name}")
-    servers = [_start_prefect(project, host, port), _start_mlflow(project, host, mlflow_port)]
+    (project / ".work").mkdir(exist_ok=True)
+    auth = bool(secret) or "MLFLOW_TRACKING_PASSWORD" in os.environ
+    servers = [
+        _start_prefect(project, host, port, secret),
+        _start_mlflow(project, host, mlflow_port, auth=auth),
+    ]
     try:
         _wait(servers, lambda: _answers(f"{prefect}/api/health") and _answers(f"{mlflow}/health"))
         entry = {"pid": os.getpid(), "created": psutil.Process().create_time(), "prefect": f"{prefect}/api"}
@@ -58,59 +63,39 @@ def serve(project: Path, host: str, port: int, mlflow_port: int, say: Say) -> No
         while all(server.poll() is None for server in servers):
             time.sleep(0.5)
         raise CannotServe(
-            "a server ended by itself; see .work/prefect-server.log and .work/mlflow-server.log"
+            "a server ended by itself; see .work/prefect-server.log and .work/mlflow-server.out"
         )
     finally:
         record_path(project).unlink(missing_ok=True)
         for server in servers:
-            _stop(server)
+            stop(server)
 
 
-def refuse_open_address(host: str) -> None:
-    """Raise `CannotServe` if others could reach the servers without a password."""
-    try:
-        local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = host == "localhost"
-    if not local and "PREFECT_SERVER_API_AUTH_STRING" not in os.environ:
-        raise CannotServe(
-            f"HOST={host} can be reached by others, who could run code here: set "
-            "PREFECT_SERVER_API_AUTH_STRING (name:password) and MLflow's password first, as the operator's "
-            "guide in README.md says"
-        )
-
-
-def _start_prefect(project: Path, host: str, port: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+def _start_prefect(project: Path, host: str, port: int, env: dict[str, str]) -> subprocess.Popen[bytes]:
     home = os.environ.get("PREFECT_HOME") or str(project / ".work" / "prefect")
-    env = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    command = child.command("prefect", "server", "start", "--host", host, "--port", str(port))
     return _start(project, command, env | {"PREFECT_HOME": home}, "prefect-server.log")
 
 
-def _start_mlflow(project: Path, host: str, port: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "stages.tracking.ui", "--host", host, "--port", str(port)]
-    env = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    return _start(project, command, env, "mlflow-server.out")
+def _start_mlflow(project: Path, host: str, port: int, *, auth: bool) -> subprocess.Popen[bytes]:
+    options = ["--host", host, "--port", str(port), *(["--auth"] if auth else [])]
+    return _start(project, child.command("stages.tracking.ui", *options), {}, "mlflow-server.out")
 
 
 def _start(project: Path, command: list[str], env: dict[str, str], log: str) -> subprocess.Popen[bytes]:
-    (project / ".work").mkdir(exist_ok=True)
+    """A server that dies with this process, even if that is killed, and does not talk to another server."""
+    others = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
+    inherited = {name: value for name, value in os.environ.items() if name not in others}
     with (project / ".work" / log).open("wb") as output:
         return subprocess.Popen(
-            command, cwd=project, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=project,
+            env=inherited | env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-
-
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    """End a server with its children; by force after 10 s."""
-    for word in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(server.pid, word)
-            server.wait(10)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _wait(servers: list[subprocess.Popen[bytes]], healthy: Callable[[], bool]) -> None:

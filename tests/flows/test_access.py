@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import pytest
 
-from flows import access
-from flows.access import OpenToTheNetwork
+from flows.operate import access
+from flows.operate.access import OpenToTheNetwork
 from tests.flows.toy import Toy
 
 NAMES = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
@@ -49,3 +51,27 @@ def test_a_flow_without_the_password_runs_nothing(finished: Toy, prefect_server:
         file.write("# changed\n")
     code, said = finished.bench(PREFECT_API_URL=prefect_server["PREFECT_API_URL"])
     assert code != 0 and "401" in said and not finished.calls(), said
+
+
+def test_no_planted_password_is_in_anything_that_a_flow_leaves(
+    finished: Toy, prefect_server: dict[str, str], clean_env: dict[str, str]
+):
+    """A cell fails, so that errors are told and kept: by the flow, by DVC and by Prefect's server."""
+    planted = {"MLFLOW_TRACKING_PASSWORD": "planted-mlflow-1", "AWS_SECRET_ACCESS_KEY": "planted-aws-2"}
+    planted |= {"MLFLOW_TRACKING_URI": "http://somebody:planted-url-3@127.0.0.1:9"}
+    finished.dvc("remote", "add", "--local", "-d", "other", "http://me:planted-dvc-4@127.0.0.1:9/x")
+    config = finished.folder / ".dvc/config.local"
+    stage = "transfer@vision-eugen"
+    finished.behave(**{stage: {"fail": "loss is NaN", "code": 2}})
+    with (finished.folder / "stages/transfer.py").open("a") as file:
+        file.write("# changed\n")
+    code, said = finished.bench(**prefect_server, **planted)
+    assert code == 1 and "loss is NaN" in said, said
+    _, password = prefect_server["PREFECT_API_AUTH_STRING"].split(":")
+    words = ["planted-mlflow-1", "planted-aws-2", "planted-url-3", "planted-dvc-4", password]
+    assert [word for word in words if word in said] == []
+    kept = [*finished.folder.rglob("*"), *Path(clean_env["PREFECT_HOME"]).rglob("*")]
+    files = [path for path in kept if path.is_file() and path != config]
+    assert any(path.name == "prefect.db" for path in files)
+    assert any(b"loss is NaN" in path.read_bytes() for path in files if path.name.startswith("prefect.db"))
+    assert [(path, word) for path in files for word in words if word.encode() in path.read_bytes()] == []

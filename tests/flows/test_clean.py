@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from flows import clean
-from flows.clean import CannotClean
+from flows.dvc import clean
+from flows.dvc.clean import CannotClean
 from tests.flows.toy import ROOT, STAGES, Toy
 
 DAY = 86400
@@ -21,7 +21,7 @@ STALE = 5  # two verbs of two methods, and the report
 
 
 def command(toy: Toy, *arguments: str) -> tuple[int, str]:
-    words = [sys.executable, "-m", "flows.clean", "--project", str(toy.folder), *arguments]
+    words = [sys.executable, "-m", "flows.dvc.clean", "--project", str(toy.folder), *arguments]
     done = subprocess.run(words, cwd=ROOT, env=toy.env, text=True, capture_output=True, timeout=120)
     return done.returncode, done.stdout + done.stderr
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from flows import devices
+from flows.machine import devices
 from tests.flows.toy import ROOT, wait_for
 
 HOLD = """
 import sys, time
-from flows import devices
+from flows.machine import devices
 with devices.slot(sys.argv[1], sys.argv[2], print) as variables:
     print("held", variables.get("CUDA_VISIBLE_DEVICES"), flush=True)
     time.sleep(60)

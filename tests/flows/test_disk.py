@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.disk import LEAST_FREE_MB, DiskRefuses, cache_folder, check_disks
-from flows.dvc_runner import DvcRunner, StageFailed
+from flows.dvc.runner import DvcRunner, StageFailed
+from flows.machine.disk import LEAST_FREE_MB, DiskRefuses, cache_folder, check_disks
 from stages.checkpoint import save, save_tensors
 from stages.training import State
 from tests.flows.toy import Toy

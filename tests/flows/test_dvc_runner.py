@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from flows.dvc_runner import DvcRunner, StageFailed, Stopped
+from flows.dvc.runner import DvcRunner, StageFailed, Stopped
 from tests.flows.toy import STAGES, Toy, gone
 
 STAGE = "transfer@vision-eugen"

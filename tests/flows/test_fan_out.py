@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.cells import WrongClone, check_commit
-from flows.fan_out import cell_graph
+from flows.fan_out.cells import WrongClone, check_commit
+from flows.fan_out.coordinator import cell_graph
 from tests.flows.toy import ROOT, Toy, wait_for
 
 UPSTREAM = {

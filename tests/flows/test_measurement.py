@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from flows.clone import WrongParameters
-from flows.measurement import CODES, measure
-from flows.regression import mirror, resolve, state_of
-from flows.verdict_page import headline, page
+from flows.regression.flow import mirror, resolve, state_of
+from flows.regression.measurement import CODES, measure
+from flows.regression.verdict_page import headline, page
 from tests.flows.toy import gone, place_program
 from tests.regressions import case, record
 

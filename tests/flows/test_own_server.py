@@ -26,7 +26,8 @@ def states(home: Path, table: str) -> Counter[str]:
 def servers(pid: int) -> list[int]:
     """The Prefect servers that a run has started."""
     children = psutil.Process(pid).children(recursive=True)
-    return [child.pid for child in children if {"flows.server_child", "uvicorn"} & set(child.cmdline())]
+    servers = {"flows.prefect.server_child", "uvicorn"}
+    return [child.pid for child in children if servers & set(child.cmdline())]
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])

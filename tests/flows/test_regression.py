@@ -181,7 +181,7 @@ def listener() -> Iterator[Listener]:
 @pytest.mark.slow
 def test_a_failed_regression_is_told_once_and_a_passed_one_is_not(clone: Clone, listener: Listener):
     url = f"http://127.0.0.1:{listener.server_port}/hook?token=hidden-word"
-    source = f"from flows.notify import notify\nfor _ in range(2): notify({url!r})"
+    source = f"from flows.operate.notify import notify\nfor _ in range(2): notify({url!r})"
     done = subprocess.run(
         [sys.executable, "-c", source], cwd=ROOT, env=clone.env, text=True, capture_output=True
     )
@@ -200,7 +200,7 @@ def test_a_failed_regression_is_told_once_and_a_passed_one_is_not(clone: Clone, 
 
 
 def test_only_a_web_address_is_told():
-    source = "from flows.notify import notify\nnotify('file:///etc/passwd')"
+    source = "from flows.operate.notify import notify\nnotify('file:///etc/passwd')"
     done = subprocess.run(
         [sys.executable, "-c", source], cwd=ROOT, env=dict(os.environ), text=True, capture_output=True
     )

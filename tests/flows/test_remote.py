@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from flows import remote
-from flows.remote import RemoteError
+from flows.dvc import remote
+from flows.dvc.remote import RemoteError
 from tests.flows.toy import ROOT, STAGES, Toy
 
 
 def command(toy: Toy, *arguments: str, **env: str) -> tuple[int, str]:
-    """Exit code and all that `python -m flows.remote` says."""
-    words = [sys.executable, "-m", "flows.remote", *arguments, "--project", str(toy.folder)]
+    """Exit code and all that `python -m flows.dvc.remote` says."""
+    words = [sys.executable, "-m", "flows.dvc.remote", *arguments, "--project", str(toy.folder)]
     done = subprocess.run(words, cwd=ROOT, env=toy.env | env, text=True, capture_output=True, timeout=120)
     return done.returncode, done.stdout + done.stderr
 
@@ -120,3 +122,49 @@ def test_a_folder_without_the_right_to_write(finished: Toy, tmp_path: Path):
     remote.configure(finished.folder, str(tmp_path / "remote"))
     with pytest.raises(RemoteError, match="cannot be written"):
         remote.push(finished.folder)
+
+
+KEYS = {"AWS_ACCESS_KEY_ID": "planted-key-id", "AWS_SECRET_ACCESS_KEY": "planted-secret-key"}
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The environment that leads to an S3-compatible server on this machine, with an empty bucket."""
+    server = pytest.importorskip("moto.server", reason="needs the package moto").ThreadedMotoServer(
+        "127.0.0.1", port=0, verbose=False
+    )
+    server.start()
+    endpoint = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    try:
+        boto3 = pytest.importorskip("boto3")
+        named = {"aws_access_key_id": "any", "aws_secret_access_key": "any", "region_name": "us-east-1"}
+        boto3.client("s3", endpoint_url=endpoint, **named).create_bucket(Bucket="shared")
+        env = KEYS | {"EUGEN_S3_ENDPOINT": endpoint, "EUGEN_DVC_REMOTE": "s3://shared/outputs"}
+        yield env | {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow
+def test_s3_compatible_storage_by_configuration(finished: Toy, fresh: Toy, s3: dict[str, str]):
+    code, said = command(finished, "push", **s3)
+    assert code == 0 and "files pushed" in said, said
+    code, told = command(fresh, "pull", **s3)
+    assert code == 0 and f"{STAGES} stages restored" in told, told
+    assert fresh.outputs() == finished.outputs() and fresh.calls() == []
+    config = (fresh.folder / ".dvc/config.local").read_text()
+    assert s3["EUGEN_S3_ENDPOINT"] in config
+    assert not [secret for secret in KEYS.values() if secret in said + told + config]
+
+
+@pytest.mark.slow
+def test_s3_that_is_out_of_reach_or_lacks_the_bucket(finished: Toy, s3: dict[str, str]):
+    code, said = command(finished, "push", **(s3 | {"EUGEN_DVC_REMOTE": "s3://other/outputs"}))
+    assert code == 1 and "the DVC remote cannot be used" in said and "bucket does not exist" in said, said
+    assert len(said) < 500
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        code, said = command(finished, "pull", **(s3 | {"EUGEN_S3_ENDPOINT": dead, "AWS_MAX_ATTEMPTS": "1"}))
+        assert code == 1 and "the DVC remote cannot be used" in said, said
+        assert "Traceback" not in said and dead in said

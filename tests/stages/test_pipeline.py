@@ -19,7 +19,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from flows.repair import repair_rwlock
+from flows.dvc.repair import repair_rwlock
 from stages.tracking.record import CellRecord, ScratchRecord
 from tests.stages.clone import Clone, git
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flows.clone import write_whole
-from flows.repair import remove_parts
+from flows.dvc.repair import remove_parts
 from stages.checkpoint import Progress
 from stages.tracking import outbox
 from stages.tracking.whole_file import disk_trouble, remove_whole, whole, write_json

@@ -1,6 +1,6 @@
 """Outputs shared between clones through a DVC remote: a folder, or S3-compatible storage.
 
-python -m flows.remote push|pull [--remote FOLDER|s3://BUCKET/PATH] [TARGET…]
+python -m flows.dvc.remote push|pull [--remote FOLDER|s3://BUCKET/PATH] [TARGET…]
 
 `push` sends the outputs of the present `dvc.lock` with DVC's record of past runs, `pull` restores from them
 every stage of the present parameters that somebody has pushed: a run in a fresh clone then computes the rest
@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 import typer
 
 from flows import clone
-from flows.dvc_runner import DvcRunner
-from flows.repair import Say
+from flows.dvc.repair import Say
+from flows.dvc.runner import DvcRunner
 
 NAME = "eugen"
 """What the remote is called in `.dvc/config.local`."""
@@ -159,7 +159,8 @@ def _dvc(project: Path, *arguments: str) -> list[str]:
     code = DvcRunner(project, "remote").follow(lambda line: lines.append(line) if line else None, *arguments)
     if code:
         complaints = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-        raise RemoteError(_unreachable("; ".join(complaints) or "\n".join(lines[-5:])))
+        # One for each file, and the last for the whole.
+        raise RemoteError(_unreachable(complaints[-1] if complaints else "\n".join(lines[-5:])))
     return lines
 
 

@@ -15,11 +15,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.logging.handlers import APILogHandler
 
-from flows import devices, results
+from flows import results
 from flows.clone import own_clone
-from flows.dvc_runner import DvcRunner, StageFailed
-from flows.flow_runs import clone_tag, close_killed
-from flows.life import signs_of_life
+from flows.dvc.runner import DvcRunner, StageFailed
+from flows.machine import devices
+from flows.prefect.flow_runs import clone_tag, close_killed
+from flows.prefect.life import signs_of_life
 from flows.run import LOG, Outcome, cores, finish, note_failure, plan, ready, recorder, say
 from flows.schedule import LAST, Schedule, verb
 
@@ -80,9 +81,9 @@ def benchmark(
             if pool is None:
                 run_graph(runner, outcome, jobs or cores() + 1, TIMEOUT_S | (timeouts_s or {}))
             else:
-                from flows import fan_out
+                from flows.fan_out.coordinator import run_cells
 
-                fan_out.run_cells(runner, outcome, pool, timeouts_s or {})
+                run_cells(runner, outcome, pool, timeouts_s or {})
         if rows := results.result_rows(folder):
             create_table_artifact(rows, key="benchmark-results", description=f"Pipeline run {runner.run_id}")
         finish(runner, outcome)

@@ -1,8 +1,9 @@
 """Run a Python program in a process group that dies with its parent, even if that is killed by -9.
 
-Called as `python -P flows/child.py PARENT_PID MODULE ARGUMENTS…` by a process that makes it the leader of a
-group: `MODULE` then runs as by `python -m`. The leader only watches: without it a killed flow would leave
-DVC, its shell and its stage running, and the next run would meet a second writer of the same files.
+Called as `python -P flows/machine/child.py PARENT_PID MODULE ARGUMENTS…` by a process that makes it the
+leader of a group: `MODULE` then runs as by `python -m`. The leader only watches: without it a killed flow
+would leave DVC, its shell and its stage running, and the next run would meet a second writer of the same
+files.
 """
 
 import ctypes

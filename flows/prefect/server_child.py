@@ -1,6 +1,6 @@
 """Prefect's server on a bound port, in a process that dies with its parent, even if that is killed by -9.
 
-Called as `python -m flows.server_child PARENT_PID SOCKET_NUMBER` by `own_server`.
+Called as `python -m flows.prefect.server_child PARENT_PID SOCKET_NUMBER` by `own_server`.
 """
 
 import os
@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 
-from flows.child import ask_for
+from flows.machine.child import ask_for
 
 
 def main() -> None:

@@ -1,42 +1,39 @@
 """Is this commit slower, larger or worse than another? The regression measurement as a Prefect flow.
 
-python -m flows.regression [--base REF|@ALIAS] [--cases NAME,…] [--seconds S] [--inject SHARE]
-
-How a run ends, as the flow run's state and as the command's exit code:
-
-pass: Completed, 0. fail: Failed, 1. wrong usage: Failed, 2. inconclusive: a failed state with the name
-Inconclusive, 3. void: one with the name Void, 4; so does a measurement that broke. Whatever is no pass is red
-in Prefect, and only a real `fail` blames the code.
+How a run ends, as the flow run's state: pass: Completed. fail and wrong usage: Failed. inconclusive: a failed
+state with the name Inconclusive. void: one with the name Void; so does a measurement that broke. Whatever is
+no pass is red in Prefect, and only a real `fail` blames the code.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import signal
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State, StateType
 from prefect.events import emit_event
 from prefect.logging.handlers import APILogHandler
 
-from flows import clone, verdict_page
-from flows.benchmark import leave
+from flows import clone
 from flows.clone import WrongParameters
-from flows.measurement import ALIAS_NOT_SET, CODES, WRONG_USAGE, answer, measure, run
-from flows.repair import wait_for_other_dvc
+from flows.dvc.repair import wait_for_other_dvc
+from flows.machine import devices
+from flows.machine.programs import answer, run
+from flows.prefect.life import signs_of_life
+from flows.regression import verdict_page
+from flows.regression.measurement import ALIAS_NOT_SET, measure
 from flows.run import LOG, UPLOAD_S, say
 
 BASELINE, PARENT = "@baseline", "HEAD~1"
 """The base, unless one is named: what the alias points at; without it the commit before."""
 EVENT = "eugen.regression"
 """Events are `eugen.regression.<verdict>`, their resources `eugen.regression.<fingerprint of the host>`."""
-_VERDICTS = {"Completed": "pass", "Failed": "fail", "Inconclusive": "inconclusive", "Void": "void"}
+VERDICTS = {"Completed": "pass", "Failed": "fail", "Inconclusive": "inconclusive", "Void": "void"}
 """By the name of the flow run's state."""
 
 if not any(isinstance(handler, APILogHandler) for handler in LOG.handlers):
@@ -45,27 +42,29 @@ if not any(isinstance(handler, APILogHandler) for handler in LOG.handlers):
 
 @flow(name="regression", persist_result=False)
 def regression(
-    project: str = ".",
+    project: str | None = None,
     base: str | None = None,
     cases: list[str] | None = None,
     inject: float = 0.0,
     seconds: float | None = None,
 ) -> State[Any]:
-    """Measure the working tree of `project` against `base`, a git ref or the alias `@name` of one.
+    """Measure the working tree of `project`, by default this clone, against `base`, a git ref or the alias
+    `@name` of one.
 
     `cases` names some of the measurement's cases, `seconds` bounds the time of each, `inject` slows the
     candidate down by that share, to see the alarm work. The state that it returns is described above.
     Raises `WrongParameters` before any work.
     """
-    folder = Path(project).resolve()
+    folder = clone.own_clone(project)
     run_id = os.environ.get("EUGEN_PIPELINE_RUN") or f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    with clone.held(folder, say):
+    with clone.held(folder, say), signs_of_life():
         wait_for_other_dvc(folder, say)
         arguments = ["--base", resolve(folder, base)]
         arguments += ["--cases", ",".join(cases)] if cases else []
         arguments += ["--inject", f"{inject:g}"] if inject else []
         arguments += ["--seconds", f"{seconds:g}"] if seconds else []
-        record = measure(folder, arguments, say, run_id)
+        with devices.cpu_alone("regression", say):
+            record = measure(folder, arguments, say, run_id)
         tell(record)
         mirror(folder, record, run_id)
     return state_of(record)
@@ -130,37 +129,6 @@ def mirror(project: Path, record: dict[str, Any], run_id: str) -> None:
 
 def state_of(record: dict[str, Any]) -> State[Any]:
     """The flow run's state, by the verdict."""
-    names = {verdict: name for name, verdict in _VERDICTS.items()}
+    names = {verdict: name for name, verdict in VERDICTS.items()}
     kind = StateType.COMPLETED if record["verdict"] == "pass" else StateType.FAILED
     return State(type=kind, name=names[record["verdict"]], message=verdict_page.headline(record))
-
-
-def main(
-    base: Annotated[
-        str | None, typer.Option(help=f"Git ref or @alias; default {BASELINE}, else {PARENT}.")
-    ] = None,
-    cases: Annotated[str | None, typer.Option(help="Names of cases, with commas; default: all.")] = None,
-    inject: Annotated[
-        float, typer.Option(min=0, help="Slow the candidate down by this share: a drill.")
-    ] = 0.0,
-    seconds: Annotated[float | None, typer.Option(min=0, help="Bound of a case's measurement.")] = None,
-    project: Annotated[Path, typer.Option(help="The clone to judge.", file_okay=False, exists=True)] = Path(),
-) -> None:
-    """Judge the working tree. Exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive, 4 void, 130 stopped."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
-    chosen = [name.strip() for name in cases.split(",")] if cases else None
-    try:
-        state = regression(str(project.resolve()), base, chosen, inject, seconds, return_state=True)
-    except KeyboardInterrupt:
-        leave("stopped: nothing is measured any more, and there is no verdict", 130)
-    error = None if state.is_completed() else state.result(raise_on_failure=False)
-    if isinstance(error, WrongParameters):
-        leave(str(error), WRONG_USAGE)
-    if isinstance(error, Exception):  # of the flow itself: nothing was learnt about the code
-        leave(f"there is no verdict: {error}", CODES["void"])
-    raise typer.Exit(CODES[_VERDICTS[state.name or ""]])
-
-
-if __name__ == "__main__":
-    typer.run(main)

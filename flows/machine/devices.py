@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from flows.repair import Say
+from flows.dvc.repair import Say
 from flows.schedule import ALONE, LAST, verb
 
 LEASE_S = 60

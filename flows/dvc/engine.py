@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows import results
-from flows.dvc_runner import DvcRunner, StageFailed
+from flows.dvc.runner import DvcRunner, StageFailed
 from flows.run import Outcome, note_failure, plan, recorder
 from flows.schedule import LAST, verb
 

@@ -17,10 +17,11 @@ from typing import Any
 from prefect import flow
 from prefect.states import Completed, State
 
-from flows import clone, remote
+from flows import clone
 from flows.clone import own_clone
-from flows.life import signs_of_life
-from flows.prefect_engine import TIMEOUT_S, run_graph
+from flows.dvc import remote
+from flows.prefect.engine import TIMEOUT_S, run_graph
+from flows.prefect.life import signs_of_life
 from flows.run import Outcome, cores, ready, recorder, say
 from flows.schedule import with_ancestors
 

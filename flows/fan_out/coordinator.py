@@ -21,10 +21,11 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.states import Cancelling, Crashed
 
-from flows import remote, results
+from flows import results
 from flows.clone import WrongParameters
-from flows.dvc_runner import DvcRunner, StageFailed
-from flows.life import BEAT, PROGRESS, SILENT_S
+from flows.dvc import remote
+from flows.dvc.runner import DvcRunner, StageFailed
+from flows.prefect.life import BEAT, PROGRESS, SILENT_S
 from flows.run import Outcome, note_failure, say
 from flows.schedule import LAST, Schedule, Upstream, cell, verb
 

@@ -1,6 +1,6 @@
 """What long use leaves behind: old runs in MLflow, old objects in DVC's cache, leftovers of killed runs.
 
-python -m flows.clean --older 30d [--apply]
+python -m flows.dvc.clean --older 30d [--apply]
 
 Without `--apply` it only says what would go. DVC's part keeps what the present `dvc.lock` needs, and what a
 record of a younger run needs; MLflow's part (`python -m stages.tracking.clean`) keeps what is registered.
@@ -24,7 +24,7 @@ import typer
 import yaml
 from filelock import FileLock, Timeout
 
-from flows.repair import wait_for_other_dvc
+from flows.dvc.repair import wait_for_other_dvc
 
 UNITS_S = {"h": 3600, "d": 86400, "w": 7 * 86400}
 LEFTOVERS = (

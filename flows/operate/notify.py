@@ -43,7 +43,7 @@ def notify(url: str) -> None:
     wanted = AutomationCore.model_validate(
         {
             "name": AUTOMATION,
-            "description": "Made by flows/notify.py",
+            "description": "Made by flows/operate/notify.py",
             "trigger": trigger,
             "actions": [action],
         }

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from flows.repair import Say
+from flows.dvc.repair import Say
 
 _ALIVE = {"type": {"any_": [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]}}
 

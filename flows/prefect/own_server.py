@@ -49,7 +49,7 @@ def _start() -> tuple[subprocess.Popen[bytes], str]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         number = listening.fileno()
         server = subprocess.Popen(
-            [sys.executable, "-m", "flows.server_child", str(os.getpid()), str(number)],
+            [sys.executable, "-m", "flows.prefect.server_child", str(os.getpid()), str(number)],
             cwd=Path(__file__).parents[1],
             pass_fds=[number],
             stdin=subprocess.DEVNULL,

@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -23,8 +22,9 @@ from pathlib import Path
 
 import psutil
 
-from flows import child, disk
-from flows.repair import Say, remove_dvc_parts, repair_dvc_lock, wait_for_other_dvc
+from flows.dvc.repair import Say, remove_dvc_parts, repair_dvc_lock, wait_for_other_dvc
+from flows.machine import child, disk
+from flows.machine.programs import environment
 
 GRACE_S = 3.0
 """How long DVC may take to note that its stage was killed before it is killed too."""
@@ -196,17 +196,6 @@ class DvcRunner:
             end([process], grace_s=0)
             with self._lock:
                 self._processes.discard(process)
-
-
-def environment(run_id: str) -> dict[str, str]:
-    """This interpreter as `python` of dvc.yaml, and a shell whose start-up files cannot change that."""
-    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return os.environ | {
-        "PATH": folders,
-        "SHELL": "/bin/sh",
-        "PYTHONUNBUFFERED": "1",
-        "EUGEN_PIPELINE_RUN": run_id,
-    }
 
 
 def end(processes: Iterable[subprocess.Popen[str]], *, grace_s: float = GRACE_S) -> None:

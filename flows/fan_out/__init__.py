@@ -1,0 +1,1 @@
+"""The benchmark on several machines: a coordinator, and cells on workers."""

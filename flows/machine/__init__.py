@@ -1,0 +1,1 @@
+"""What a run needs of its machine: bound child processes, slots on devices, disks."""

@@ -1,0 +1,1 @@
+"""Is this commit slower, larger or worse than another? Measurement, verdict, alarm."""
