@@ -70,6 +70,11 @@ def test_slower_takes_both_a_low_end_above_two_and_a_point_of_five_per_cent(rati
     assert not mirrored.slower
 
 
+@pytest.mark.parametrize(("half", "expected"), [(1.019, "pass"), (1.021, "inconclusive")])
+def test_two_per_cent_to_either_side_is_narrow_enough(half, expected):
+    assert judge_latency(Ratio(300, 1.0, 1 / half, half), EVEN, least_pairs=300).verdict == expected
+
+
 def test_the_interval_holds_over_places():
     """99 % of intervals cover the true ratio; those over pairs, as if all were independent, would not."""
     covers = [samples(1.03, scatter=0.02, noise=0.02, seed=seed).ratio for seed in range(100)]
