@@ -129,6 +129,7 @@ def closed_form_error(case: Case, seed: int) -> float:
 
 
 def _inputs(tokens: int, seed: int) -> Tensor:
-    """Inputs whose directions differ in length by a factor of 3, as activations' do."""
+    """Inputs with few strong directions and many weak ones, as activations have them: error is in reach."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(tokens, TEACHER_WIDTH, generator=generator) * torch.linspace(3, 1, TEACHER_WIDTH)
+    scales = 3 * torch.arange(1, TEACHER_WIDTH + 1) ** -1.5
+    return torch.randn(tokens, TEACHER_WIDTH, generator=generator) * scales

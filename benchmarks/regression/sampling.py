@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.regression.processes import Worker, Workers
+from benchmarks.regression.processes import Workers
 from benchmarks.regression.verdict import CONFIDENCE, HALF_WIDTH, Ratio
 from benchmarks.regression.worker import SAMPLE_MS
 from eugen.timing import PairedLatency, PlacedLatency
@@ -51,7 +51,8 @@ class Samples:
     def ratio(self) -> Ratio:
         """Other / base: geometric mean over places of the median, Student's interval over places.
 
-        Pairs of one place share that place's luck, so an interval over pairs would be too narrow.
+        Pairs of one place share that place's luck, so an interval over pairs would be too narrow. What a
+        whole process is off by it does not see; the rerun with fresh processes and the control are for that.
         """
         ratio, low, high = PlacedLatency([_swapped(place) for place in self.places]).speedup(CONFIDENCE)
         return Ratio(sum(len(place.base_ms) for place in self.places), ratio, low, high)
@@ -90,7 +91,7 @@ def sample(workers: Workers, limits: Limits) -> tuple[Samples, Samples]:
     while True:
         place = len(main.places)
         calls = _place(workers, _cores(place, limits.threads))
-        ours, theirs = _quadruples(workers, limits, calls)
+        ours, theirs = _rounds(workers, limits, calls)
         main.places.append(ours)
         control.places.append(theirs)
         if len(main.places) < ENOUGH_FOR_SPREAD:
@@ -118,20 +119,17 @@ def _cores(place: int, threads: int) -> list[int]:
     return [cores[(place * threads + i) % len(cores)] for i in range(min(threads, len(cores)))]
 
 
-def _quadruples(workers: Workers, limits: Limits, calls: int) -> tuple[PairedLatency, PairedLatency]:
-    """One place's pairs: base, candidate, candidate, base or reversed, the same with the control, and on."""
-    main, control = PairedLatency([], []), PairedLatency([], [])
+def _rounds(workers: Workers, limits: Limits, calls: int) -> tuple[PairedLatency, PairedLatency]:
+    """One place's samples: all three in an order by chance, then back, so that drift meets all alike.
+
+    Each runs as often as the others and follows each as often: a base that also ran beside the control in
+    pairs of its own would have the warmer caches, two per cent of an advantage.
+    """
+    times: dict[str, list[float]] = {worker.name: [] for worker in workers.all()}
     for _ in range(limits.pairs_per_place // 2):
-        for pairs, other, inject in (
-            (main, workers.candidate, limits.inject),
-            (control, workers.control, 0.0),
-        ):
-            turns = [(workers.base, pairs.base_ms, 0.0), (other, pairs.other_ms, inject)]
-            first, second = random.sample(turns, 2)  # neither side has a turn of its own
-            for worker, times, lengthen in (first, second, second, first):
-                times.append(_sample(worker, calls, lengthen))
-    return main, control
-
-
-def _sample(worker: Worker, calls: int, lengthen: float) -> float:
-    return worker.ask("sample", calls=calls, lengthen=lengthen)["ms"]
+        order = random.sample(workers.all(), 3)
+        for worker in (*order, *reversed(order)):
+            lengthen = limits.inject if worker is workers.candidate else 0.0
+            times[worker.name].append(worker.ask("sample", calls=calls, lengthen=lengthen)["ms"])
+    base, candidate, control = (times[worker.name] for worker in workers.all())
+    return PairedLatency(base, candidate), PairedLatency(base, control)

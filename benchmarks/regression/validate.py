@@ -126,8 +126,7 @@ def markdown(record: dict[str, Any]) -> str:
     dirty = ", with uncommitted changes" if found["dirty"] else ""
     counts = [[KINDS[kind], *map(str, by.values())] for kind, by in said["counts"].items()]
     rows = [
-        [KINDS[r["kind"]], r["verdict"], case["name"], case["verdict"], _interval(case["latency"])]
-        + [_interval(case["control"]), str(case["latency"]["pairs"])]
+        [KINDS[r["kind"]], r["verdict"], case["name"], case["verdict"], *_measured(case)]
         for r in record["results"]
         for case in r["cases"]
     ]
@@ -150,6 +149,11 @@ def markdown(record: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _measured(case: dict[str, Any]) -> list[str]:
+    latency = case["latency"]
+    return [_interval(latency), _interval(case["control"]), str(latency["pairs"])]
 
 
 def _interval(found: dict[str, Any]) -> str:
