@@ -25,7 +25,11 @@ def sides(record: dict[str, Any]) -> str:
     """`candidate against base`."""
     base, candidate = record["base"], record["candidate"]
     dirty = " with uncommitted changes" if candidate["dirty"] else ""
-    return f"{candidate['commit'][:7]}{dirty} against {base['ref']} ({base['commit'][:7]})"
+    short = base["commit"][:7]
+    named = (
+        short if base["ref"] == base["commit"] else f"{base['ref']} ({short})"
+    )  # an alias came as its commit
+    return f"{candidate['commit'][:7]}{dirty} against {named}"
 
 
 def page(record: dict[str, Any]) -> str:
