@@ -40,11 +40,13 @@ def test_a_second_run_waits_for_the_first_and_goes_on_when_that_is_stopped(
         source.write("# changed\n")
     finished.behave(report={"hang": True})
     first = finished.start(**home)
-    pids = finished.hanging()
-    served = servers(first.pid)
-    assert len(served) == 1, "one server, or this test sees none"
-    second = finished.start(**home)
+    started = [first]
     try:
+        pids = finished.hanging(240)  # a new database takes its time
+        served = servers(first.pid)
+        assert len(served) == 1, "one server, or this test sees none"
+        second = finished.start(**home)
+        started.append(second)
         assert second.stdout is not None
         waits = second.stdout.readline()
         assert "another benchmark holds this clone" in waits and f"process {first.pid}" in waits
@@ -55,7 +57,7 @@ def test_a_second_run_waits_for_the_first_and_goes_on_when_that_is_stopped(
         wait_for(lambda: all(gone(pid) for pid in [*pids, *served]), "end of the stages and the server", 20)
         output, _ = second.communicate(timeout=240)
     finally:
-        for process in (first, second):
+        for process in started:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     assert second.returncode == 0, output

@@ -83,10 +83,10 @@ class Toy:
         log.unlink(missing_ok=True)
         return found
 
-    def hanging(self) -> list[int]:
+    def hanging(self, seconds: float = 90.0) -> list[int]:
         """Process ids of a hanging stage and its child, once both are there."""
         mark = self.folder / "hanging"
-        pids = wait_for(lambda: mark.exists() and mark.read_text().split(), "hanging stage")
+        pids = wait_for(lambda: mark.exists() and mark.read_text().split(), "hanging stage", seconds)
         mark.unlink()
         return [int(pid) for pid in pids]
 
