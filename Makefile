@@ -64,7 +64,7 @@ worker: $(STAMP)
 	@$(RUN) flows.operate worker $(if $(POOL),--pool $(POOL)) $(if $(LIMIT),--limit $(LIMIT))
 
 deploy: $(STAMP)
-	@$(RUN) flows.operate deploy
+	@$(RUN) flows.operate deploy $(if $(NOTIFY),--notify $(NOTIFY))
 
 gpu-check:
 	@$(GPU_PYTHON) -m benchmarks.gpu_check $(ARGS)

@@ -55,12 +55,20 @@ def worker(
 
 
 @app.command()
-def deploy(project: Project = Path()) -> None:
+def deploy(
+    notify: Annotated[str | None, typer.Option(help="Post here when a regression fails or is void.")] = None,
+    project: Project = Path(),
+) -> None:
     """Put the deployments of flows/prefect.yaml on the server, with their schedules."""
     _need_server()
     from flows.operate import pools
 
     pools.deploy(project.resolve(), say)
+    if notify:
+        from flows.operate.notify import notify as tell
+
+        tell(notify)
+        say("a regression that fails or is void will be posted to the address given")
 
 
 def _need_server() -> None:
