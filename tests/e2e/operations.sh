@@ -56,7 +56,7 @@ bench() { local clone=$1; shift; (cd "$T/$clone" && python -m flows.benchmark "$
 operate() { local clone=$1; shift; (cd "$T/$clone" && python -m flows.operate "$@"); }
 prefect() { (cd "$T/hub" && python -m prefect --no-prompt "$@"); }
 
-clones() { for name in hub one two alone; do check clone "$T/$name" || return; done; }
+clones() { for each in hub one two alone; do check clone "$T/$each" || return; done; }
 alone() { # what a single machine makes of the same parameters, without any server
     (unset PREFECT_API_URL MLFLOW_TRACKING_URI; EUGEN_TRACKING=off bench alone --engine dvc)
 }
@@ -84,7 +84,7 @@ by_schedule() {
     prefect deployment schedule clear -y benchmark/cpu
     return $found
 }
-other_seeds() { for name in hub alone; do check seeds "$T/$name" "$1" || return; done; alone; }
+other_seeds() { for each in hub alone; do check seeds "$T/$each" "$1" || return; done; alone; }
 worker_killed() {
     other_seeds 5 || return
     bench hub --pool cpu-pool >"$T/fan.log" 2>&1 & local run=$!
