@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -26,6 +27,9 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
 logger = logging.getLogger("stages.tracking")
 
@@ -114,7 +118,21 @@ class Mirror:
         for batch in batches(rows, PARAMS_PER_CALL):
             self.client.log_batch(run_id, params=batch)
         if any(len(value) > PARAM_LENGTH for value in params.values()):
-            self.client.log_text(run_id, json.dumps(params, indent=1), "params.json")
+            with TemporaryDirectory() as folder:
+                (path := Path(folder) / "params.json").write_text(json.dumps(params, indent=1))
+                self._store(run_id).log_artifact(str(path))
+
+    def _store(self, run_id: str) -> ArtifactRepository:
+        """Where the files of a run go.
+
+        An experiment that a clone made for itself names a folder of its own machine. Whoever comes to that
+        clone's server from another one sends the files through the server, which keeps them in that folder.
+        """
+        uri, tracking = self.client.get_run(run_id).info.artifact_uri or "", location.tracking_uri()
+        kept = f"/{location.artifact_folder().name}/"
+        if location.is_server(tracking) and uri.startswith("file:") and kept in uri:
+            return MlflowArtifactsRepository(f"mlflow-artifacts:/{uri.rpartition(kept)[2]}", tracking)
+        return get_artifact_repository(uri, tracking_uri=tracking)
 
     def push_events(self, journal: outbox.Journal, run_id: str, file: str, skip: int = 0) -> int:
         """Metrics, tags and data sets after the first `skip` lines; returns the lines read in total."""
@@ -132,7 +150,7 @@ class Mirror:
 
     def push_artifacts(self, journal: outbox.Journal, run_id: str) -> None:
         """Files and folders. One that is gone (a killed stage's) is named in the tag `lost_artifacts`."""
-        lost = []
+        store, lost = self._store(run_id), []
         for event in journal.events():
             if event["kind"] != "artifact":
                 continue
@@ -141,9 +159,9 @@ class Mirror:
                 lost.append(event["path"])
             elif source.is_dir():
                 inside = "/".join(filter(None, [event["folder"], Path(event["path"]).name]))
-                self.client.log_artifacts(run_id, str(source), inside)
+                store.log_artifacts(str(source), inside)
             else:
-                self.client.log_artifact(run_id, str(source), event["folder"])
+                store.log_artifact(str(source), event["folder"])
         if lost:
             self.client.set_tag(run_id, "lost_artifacts", cut(", ".join(lost), TAG_LENGTH))
 

@@ -56,6 +56,8 @@ def test_records_reach_a_server_that_was_down(tmp_path: Path, start: Stage) -> N
         _, err = finish(start(STAGE.replace("METHOD", "eugen"), work, MLFLOW_TRACKING_URI=uri))
         assert err == "" and not list((work / ".work/outbox").iterdir())
         check_runs(uri, tmp_path)
+        log = (home / ".work" / "mlflow-server.log").read_text()
+        assert log.count('"PUT /api/2.0/mlflow-artifacts/') == 2, "from another machine no other way works"
         second = ui(home, port)
         _, err = second.communicate(timeout=60)
         assert second.returncode == 1 and f"port {port} of 127.0.0.1 is in use" in err and "--port" in err
