@@ -20,7 +20,9 @@ from filelock import FileLock, Timeout
 
 from stages.tracking import location, outbox, process
 
-os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1")
+os.environ.update(
+    MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true"
+)
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 

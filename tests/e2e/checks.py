@@ -59,13 +59,6 @@ def same(here: str, there: str) -> bool:
     return not found and len(verdict.results(Path(here))) > 10
 
 
-def shared(*folders: str) -> bool:
-    """Every clone made some of the cells, none all of them."""
-    made = [len(list((Path(folder) / "results" / "cells").glob("*.json"))) for folder in folders]
-    print("cells by clone:", made)
-    return all(made)
-
-
 def sound(folder: str) -> bool:
     """No half-written record, no leftover file, no run that is RUNNING without a process."""
     found = verdict.broken(Path(folder)) + verdict.leftovers(Path(folder))
