@@ -68,7 +68,7 @@ servers() {
 servers_again() { operate hub server --port "$PREFECT_PORT" --mlflow-port "$MLFLOW_PORT" | grep "are running"; }
 refused() { check refused "$PREFECT_API_URL/flows/filter" && check refused "$MLFLOW_TRACKING_URI/api/2.0/mlflow/experiments/search"; }
 deploy() {
-    python "$ROOT/tests/e2e/checks.py" listen "$NOTIFY_PORT" "$T/notified" & PIDS+=($!)
+    background hub notify python "$ROOT/tests/e2e/checks.py" listen "$NOTIFY_PORT" "$T/notified"
     operate hub deploy --notify "http://127.0.0.1:$NOTIFY_PORT" && operate hub deploy && check deployments 6
 }
 worker() { background "$1" "$1" python -m flows.operate worker --pool cpu-pool; eval "WORKER_$1=$!"; }
