@@ -123,3 +123,18 @@ def test_a_page_shows_what_changed_exactly_and_what_was_not_measured():
     assert "3333333 with uncommitted changes against v0.1 (1111111)" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({row.count("|") for row in rows[:1] + rows[2:]}) == 1, "every row has every column"
+    assert "1.000 [0.990, 1.010]" in text
+
+
+def test_foreign_text_is_neither_markup_nor_a_column():
+    hostile = "<script>alert(1)</script> | `x` **y** [z](http://evil)\n# Pass"
+    bad = case(
+        hostile, reason=hostile, exact={hostile: [1, 2]}, quality=case()["quality"] | {"name": hostile}
+    )
+    text = page(
+        record(bad, reason=hostile, base={"ref": hostile, "commit": "1" * 40}, versions={hostile: "1"})
+    )
+    assert not any(sign in text for sign in ("<script", "](", "`x`", "**y", "\n# Pass"))
+    assert len([line for line in text.splitlines() if line.startswith("|")]) == 3
+    (row,) = [line for line in text.splitlines() if line.startswith("| &lt;script")]
+    assert row.count("|") == 9
