@@ -70,9 +70,7 @@ def _cells(case: dict[str, Any]) -> list[str]:
         _ratio(times),
         str(times["pairs"]) if times else _NONE,
         _ratio(case.get("control")),
-        f"{quality['difference']:+.4g} [{quality['low']:+.4g}, {quality['high']:+.4g}] {_safe(quality['name'])}"
-        if quality
-        else _NONE,
+        _quality(quality) if quality else _NONE,
         _safe(_exact(case.get("exact") or {})),
         _safe(case["reason"]),
     ]
@@ -80,6 +78,11 @@ def _cells(case: dict[str, Any]) -> list[str]:
 
 def _ratio(times: dict[str, Any] | None) -> str:
     return f"{times['ratio']:.3f} [{times['low']:.3f}, {times['high']:.3f}]" if times else _NONE
+
+
+def _quality(quality: dict[str, Any]) -> str:
+    middle, low, high = (f"{quality[key]:+.4g}" for key in ("difference", "low", "high"))
+    return f"{middle} [{low}, {high}] {_safe(quality['name'])}"
 
 
 def _exact(pairs: dict[str, list[int | None]]) -> str:
