@@ -49,7 +49,7 @@ def _lines(record: dict[str, Any]) -> Iterator[str]:
         yield "\n| " + " | ".join(columns) + " |"
         yield "|" + " --- |" * len(columns)
         for case in record["cases"]:
-            yield "| " + " | ".join(_safe(cell) for cell in _cells(case)) + " |"
+            yield "| " + " | ".join(_cells(case)) + " |"
         yield "\nAbove 1 the candidate is slower. The control is a second process of the base: it must be 1."
     if "host" in record:
         host = record["host"]
@@ -65,21 +65,24 @@ def _lines(record: dict[str, Any]) -> Iterator[str]:
 def _cells(case: dict[str, Any]) -> list[str]:
     times, quality = case.get("latency"), case.get("quality")
     return [
-        case["name"],
-        case["verdict"],
+        _safe(case["name"]),
+        _safe(case["verdict"]),
         _ratio(times),
         str(times["pairs"]) if times else _NONE,
         _ratio(case.get("control")),
-        f"{quality['difference']:+.4g} [{quality['low']:+.4g}, {quality['high']:+.4g}] {quality['name']}"
-        if quality
-        else _NONE,
-        _exact(case.get("exact") or {}),
-        case["reason"],
+        _quality(quality) if quality else _NONE,
+        _safe(_exact(case.get("exact") or {})),
+        _safe(case["reason"]),
     ]
 
 
 def _ratio(times: dict[str, Any] | None) -> str:
     return f"{times['ratio']:.3f} [{times['low']:.3f}, {times['high']:.3f}]" if times else _NONE
+
+
+def _quality(quality: dict[str, Any]) -> str:
+    middle, low, high = (f"{quality[key]:+.4g}" for key in ("difference", "low", "high"))
+    return f"{middle} [{low}, {high}] {_safe(quality['name'])}"
 
 
 def _exact(pairs: dict[str, list[int | None]]) -> str:

@@ -44,6 +44,13 @@ def test_one_new_method_line_makes_only_its_cells_stale(finished: Toy):
     assert len(survey.upstream) == STAGES + 3
 
 
+def test_a_new_record_of_a_regression_makes_the_report_stale_and_nothing_else(finished: Toy):
+    record = finished.folder / "results" / "regressions" / "20260102T030405-2222222.json"
+    record.parent.mkdir()
+    record.write_text("{}")
+    assert runner_of(finished)[0].look().stale == {"report"}
+
+
 def test_outcomes_and_progress(finished: Toy):
     runner, _ = runner_of(finished)
     assert runner.run_stage(STAGE, timeout_s=60, say=print) == "unchanged"
