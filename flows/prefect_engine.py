@@ -15,7 +15,7 @@ from prefect.logging.handlers import APILogHandler
 
 from flows import results
 from flows.dvc_runner import DvcRunner, StageFailed
-from flows.flow_runs import clone_tag, close_killed
+from flows.flow_runs import close_killed, own_tags, tag
 from flows.run import LOG, Outcome, cores, finish, note_failure, plan, ready, recorder, say
 from flows.schedule import LAST, Schedule, verb
 
@@ -64,6 +64,7 @@ def benchmark(
     Raises `CellsFailed` if a stage failed, `WrongParameters` before any work.
     """
     folder = Path(project).resolve()
+    tag(folder)
     with ready(folder, profile) as runner:
         close_killed(folder, say)
         outcome = plan(runner)
@@ -76,7 +77,7 @@ def benchmark(
 
 def run_tagged(project: Path, jobs: int | None) -> None:
     """The flow from the command line: tagged from its first moment on, so that a kill is noticed later."""
-    with tags(clone_tag(project)):
+    with tags(*own_tags(project)):
         benchmark(str(project), jobs=jobs)
 
 
