@@ -166,8 +166,8 @@ def own_flows(database: Path) -> list[tuple[str, str]]:
 
 
 def unfinished(runs: list[tuple[str, str]]) -> list[str]:
-    """The flow and task runs that Prefect still takes for alive."""
-    living = ("RUNNING", "PENDING", "SCHEDULED", "CANCELLING")
+    """The flow and task runs that Prefect still takes for running; one that no worker took yet may wait."""
+    living = ("RUNNING", "CANCELLING")
     return [f"Prefect's run {name} is left {state}" for name, state in runs if state in living]
 
 

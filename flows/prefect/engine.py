@@ -19,7 +19,7 @@ from flows import results
 from flows.clone import own_clone
 from flows.dvc.runner import DvcRunner, StageFailed
 from flows.machine import devices
-from flows.prefect.flow_runs import clone_tag, close_killed
+from flows.prefect.flow_runs import close_killed, own_tags, tag
 from flows.prefect.life import signs_of_life
 from flows.run import LOG, Outcome, cores, finish, note_failure, plan, ready, recorder, say
 from flows.schedule import LAST, Schedule, verb
@@ -74,6 +74,7 @@ def benchmark(
     failed, `WrongParameters` before any work.
     """
     folder = own_clone(project)
+    tag(folder)
     with ready(folder, profile) as runner, signs_of_life():
         close_killed(folder, say)
         outcome = plan(runner)
@@ -91,7 +92,7 @@ def benchmark(
 
 def run_tagged(project: Path, jobs: int | None, pool: str | None) -> None:
     """The flow from the command line: tagged from its first moment on, so that a kill is noticed later."""
-    with tags(clone_tag(project)):
+    with tags(*own_tags(project)):
         benchmark(str(project), jobs=jobs, pool=pool)
 
 

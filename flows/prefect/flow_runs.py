@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 from pathlib import Path
 from uuid import UUID
 
+import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import StateType
@@ -18,30 +20,45 @@ from flows.dvc.repair import Say
 _ALIVE = {"type": {"any_": [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]}}
 
 
-def clone_tag(project: Path) -> str:
-    """The tag of all flow runs of this folder on this machine."""
-    return f"clone:{hashlib.sha256(f'{socket.gethostname()}:{project}'.encode()).hexdigest()[:12]}"
+def own_tags(project: Path) -> tuple[str, str]:
+    """The tags of a flow run: this folder on this machine, and this process."""
+    place = hashlib.sha256(f"{socket.gethostname()}:{project}".encode()).hexdigest()[:12]
+    return f"clone:{place}", f"process:{os.getpid()}-{psutil.Process().create_time():.0f}"
+
+
+def tag(project: Path) -> None:
+    """Tag the present flow run, if it is one, before it waits for anything: a kill is then noticed later."""
+    if (own := flow_run.id) is not None:
+        with get_client(sync_client=True) as client:
+            present = client.read_flow_run(UUID(own))
+            client.update_flow_run(present.id, tags=sorted({*present.tags, *own_tags(project)}))
 
 
 def close_killed(project: Path, say: Say) -> None:
-    """Tag this flow run with its clone, and set others of the clone that are not over to Crashed.
-
-    Called while the clone is held: no other run of it is at work, so what Prefect takes for running was
-    killed before it could say so. Outside a flow run nothing happens.
-    """
+    """Set flow runs of this clone to Crashed that are not over though their process is gone."""
     if (own := flow_run.id) is None:
         return
-    tag = clone_tag(project)
     with get_client(sync_client=True) as client:
-        present = client.read_flow_run(UUID(own))
-        if tag not in present.tags:
-            client.update_flow_run(present.id, tags=[*present.tags, tag])
-        wanted = FlowRunFilter.model_validate({"tags": {"all_": [tag]}, "state": _ALIVE})
+        wanted = FlowRunFilter.model_validate(
+            {"tags": {"all_": [own_tags(project)[0]]}, "state": _ALIVE, "id": {"not_any_": [own]}}
+        )
         for other in client.read_flow_runs(flow_run_filter=wanted):
-            if other.id != present.id and other.flow_id == present.flow_id:
+            if not any(_lives(label) for label in other.tags):
                 _crash(client, other.id)
                 left = f"Prefect's flow run {other.name} of a killed process was left {other.state_name}"
                 say(f"{left}: now Crashed")
+
+
+def _lives(label: str) -> bool:
+    """Whether a tag names a process that still runs; a later one with the same id has another start."""
+    kind, _, named = label.partition(":")
+    number, _, started = named.partition("-")
+    if kind != "process" or not number.isdigit():
+        return False
+    try:
+        return abs(psutil.Process(int(number)).create_time() - float(started)) < 2
+    except (psutil.NoSuchProcess, ValueError):
+        return False
 
 
 def _crash(client: SyncPrefectClient, run: UUID) -> None:
