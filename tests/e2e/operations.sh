@@ -79,10 +79,10 @@ workers() {
 fan_out() { bench hub --pool cpu-pool && check same "$T/hub" "$T/alone" && grep -q " run in " "$T/one.log" && grep -q " run in " "$T/two.log"; }
 by_hand() { prefect deployment run benchmark/cpu --watch; }
 by_schedule() {
-    prefect deployment schedule create benchmark/cpu --interval 30 && within 150 check scheduled
+    prefect deployment schedule create benchmark/cpu --cron "* * * * *" && within 300 check scheduled
     local found=$?
     prefect deployment schedule clear -y benchmark/cpu
-    return $found
+    within 120 check idle "$T/one" && within 120 check idle "$T/two" && return $found
 }
 other_seeds() { for each in hub alone; do check seeds "$T/$each" "$1" || return; done; alone; }
 worker_killed() {
