@@ -100,6 +100,7 @@ def place_parameters(project: Path, wanted: bytes, source: str) -> bool:
     target, mark = project / "params.yaml", project / ".work" / "params.sha256"
     present = target.read_bytes() if target.exists() else None
     if present == wanted:
+        write_whole(mark, _digest(wanted).encode())  # it is kept elsewhere, so it may be replaced later
         return False
     profiles = (path.read_bytes() for path in (project / "params").glob("*.yaml"))
     known = {*profiles, None, _committed(project)}

@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import typer
 
 from stages.tracking import access, location, outbox
@@ -31,7 +33,7 @@ def is_free(host: str, port: int) -> bool:
 
 
 def start_server(host: str, port: int, *, auth: bool = False) -> subprocess.Popen[bytes]:
-    """Start the server on the project's database, in a process group of its own.
+    """Start the server on the project's database, in this process's group: who kills that leaves no server.
 
     With `auth` it asks for a name and a password (`access`). RuntimeError for an address that other
     machines reach without one.
@@ -60,21 +62,21 @@ def start_server(host: str, port: int, *, auth: bool = False) -> subprocess.Pope
         command += ["--app-name", "basic-auth"]
         environment |= access.server_environment()
     with LOG.open("w") as log:
-        return subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
 def stop_server(server: subprocess.Popen[bytes]) -> None:
     """End the server with its workers, by force if it takes longer than 10 s."""
-    for word in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(server.pid, word)
-            server.wait(10)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    try:
+        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                end(member)
+        _, family = psutil.wait_procs(family, 10)
+    server.wait()
 
 
 def is_healthy(host: str, port: int) -> bool:

@@ -90,7 +90,7 @@ worker_killed() {
     bench hub --pool cpu-pool >"$T/fan.log" 2>&1 & local run=$!
     within 120 check busy "$T/one" "transfer|finetune|scratch|profile" || return
     kill -9 "$WORKER_one"
-    within 10 check idle "$T/one" || { echo "the killed worker's stages go on"; return 1; }
+    within 30 check idle "$T/one" || { check idle "$T/one"; echo "the killed worker's stages go on"; return 1; }
     wait $run || { cat "$T/fan.log"; return 1; }
     cat "$T/fan.log"
     grep -q "its cells go to another worker" "$T/fan.log" && check same "$T/hub" "$T/alone" && check sound "$T/hub"
@@ -101,7 +101,7 @@ flow_killed() {
     (cd "$T/hub" && exec setsid python -m flows.benchmark) >"$T/killed.log" 2>&1 & local run=$!
     within 120 check busy "$T/hub" "transfer" || return
     kill -9 -- "-$run"; wait $run
-    within 10 check idle "$T/hub" || return
+    within 30 check idle "$T/hub" || { check idle "$T/hub"; return 1; }
     bench hub && check same "$T/hub" "$T/alone" && check sound "$T/hub"
 }
 servers_killed() {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.clone import WrongParameters, check_parameters, choose_profile, held
+from flows.clone import WrongParameters, check_parameters, choose_profile, held, place_parameters
 
 
 @pytest.fixture
@@ -58,6 +58,13 @@ def test_a_profile_that_changed_since_it_was_put_in_place_is_no_edit(project: Pa
     (project / "params" / "smoke.yaml").write_text("profile: smoke, newer\n")
     choose_profile(project, "cpu", print)
     assert present(project) == "profile: cpu\n"
+
+
+def test_what_a_coordinator_sent_may_be_replaced_by_what_it_sends_next(project: Path):
+    (project / "params.yaml").write_text("profile: sent\n")
+    assert not place_parameters(project, b"profile: sent\n", "the coordinator's")
+    assert place_parameters(project, b"profile: sent later\n", "the coordinator's")
+    assert present(project) == "profile: sent later\n"
 
 
 def test_an_unknown_profile_names_the_known_ones(project: Path):
