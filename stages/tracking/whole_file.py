@@ -67,7 +67,8 @@ def explained(path: Path, number: int, size: int | None) -> str:
     """What is wrong with the disk of `path`, in words."""
     folder = next(place for place in [path, *path.resolve().parents] if place.is_dir())
     if number == errno.EROFS:
-        return f"{os.strerror(number)}: {path} cannot be written, its disk is read-only: mount it writable and run again"
+        why = f"{os.strerror(number)}: {path} cannot be written"
+        return f"{why}, its disk is read-only: mount it writable and run again"
     free = shutil.disk_usage(folder).free
     needed = f"{size / 1e6:.1f} MB are needed, " if size is not None else ""
     return (
