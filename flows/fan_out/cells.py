@@ -21,6 +21,7 @@ from flows import clone
 from flows.clone import own_clone
 from flows.dvc import remote
 from flows.prefect.engine import TIMEOUT_S, run_graph
+from flows.prefect.flow_runs import close_killed, tag
 from flows.prefect.life import signs_of_life
 from flows.run import Outcome, cores, ready, recorder, say
 from flows.schedule import with_ancestors
@@ -50,11 +51,13 @@ def cells(
     `RemoteError` before any work.
     """
     folder = own_clone()
+    tag(folder)
     check_commit(folder, commit)
     remote.configure(folder)
     with clone.held(folder, say):
         clone.place_parameters(folder, params.encode(), "the coordinator's")
     with ready(folder, None) as runner:
+        close_killed(folder, say)
         remote.pull(folder, *stages, say=say)
         survey = runner.look()
         todo = with_ancestors(survey.upstream, set(stages) & survey.stale) & survey.stale

@@ -50,7 +50,7 @@ def _start() -> tuple[subprocess.Popen[bytes], str]:
         number = listening.fileno()
         server = subprocess.Popen(
             [sys.executable, "-m", "flows.prefect.server_child", str(os.getpid()), str(number)],
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],  # from inside flows, its rooms would hide packages
             pass_fds=[number],
             stdin=subprocess.DEVNULL,
             start_new_session=True,

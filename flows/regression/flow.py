@@ -24,6 +24,7 @@ from flows.clone import WrongParameters
 from flows.dvc.repair import wait_for_other_dvc
 from flows.machine import devices
 from flows.machine.programs import answer, run
+from flows.prefect.flow_runs import close_killed, tag
 from flows.prefect.life import signs_of_life
 from flows.regression import verdict_page
 from flows.regression.measurement import ALIAS_NOT_SET, measure
@@ -56,8 +57,10 @@ def regression(
     Raises `WrongParameters` before any work.
     """
     folder = clone.own_clone(project)
+    tag(folder)
     run_id = os.environ.get("EUGEN_PIPELINE_RUN") or f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     with clone.held(folder, say), signs_of_life():
+        close_killed(folder, say)
         wait_for_other_dvc(folder, say)
         arguments = ["--base", resolve(folder, base)]
         arguments += ["--cases", ",".join(cases)] if cases else []
