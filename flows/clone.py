@@ -22,6 +22,10 @@ class WrongParameters(Exception):
     """The parameters do not allow a run. The message says which and how to put it right."""
 
 
+class Busy(Exception):
+    """Another process works in the clone. The message says which."""
+
+
 def own_clone(project: str | None = None) -> Path:
     """The clone to work in: the one that is named, EUGEN_CLONE, or the one of this code."""
     return Path(project or os.environ.get("EUGEN_CLONE") or Path(__file__).parents[1]).resolve()
@@ -46,8 +50,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def held(project: Path, say: Say) -> Iterator[bool]:
-    """Hold the clone for one benchmark; another is waited for, and named.
+def held(project: Path, say: Say, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the clone for one benchmark; another is waited for, and named. Raises `Busy` without `wait`.
 
     Gives whether the last one was killed: then its name is still there, and its drafts are removed.
     """
@@ -57,6 +61,8 @@ def held(project: Path, say: Say) -> Iterator[bool]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if not wait:
+            raise Busy(f"another benchmark holds {project} ({_describe(owner)})") from None
         say(f"another benchmark holds this clone ({_describe(owner)}): waiting until it ends")
         lock.acquire()
     try:

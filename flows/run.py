@@ -59,22 +59,38 @@ class Outcome:
     """Stages that were given back for others to run."""
 
 
-@contextmanager
-def ready(project: Path, profile: str | None) -> Iterator[DvcRunner]:
-    """Hold the clone, put the profile in place, check the parameters and ask DVC what is stale.
+@dataclass(frozen=True)
+class Sent:
+    """What a coordinator sends with the cells of its run."""
 
-    Within another `ready` of the same process it only hands over the runner of that one.
+    params: str
+    """Its params.yaml."""
+    run_id: str
+
+
+def new_run_id() -> str:
+    """Names a pipeline run: the time, and four letters by chance."""
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+@contextmanager
+def ready(project: Path, profile: str | None, sent: Sent | None = None) -> Iterator[DvcRunner]:
+    """Hold the clone, put the parameters in place, check them and ask DVC what is stale.
+
+    The parameters are those of `profile`, those that a coordinator has sent, or params.yaml as it is. What is
+    sent does not wait for another benchmark of the clone: raises `Busy`. Within another `ready` of the same
+    process it only hands over the runner of that one.
     """
     if project in _ready:
         yield _ready[project]
         return
-    with clone.held(project, say) as after_kill:
+    with clone.held(project, say, wait=sent is None) as after_kill:
         disk.check_disks(project)
         if profile is not None:
             clone.choose_profile(project, profile, say)
-        run_id = (
-            os.environ.get("EUGEN_PIPELINE_RUN") or f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        )
+        if sent is not None:
+            clone.place_parameters(project, sent.params.encode(), "the coordinator's")
+        run_id = sent.run_id if sent else os.environ.get("EUGEN_PIPELINE_RUN") or new_run_id()
         runner = _ready[project] = DvcRunner(project, run_id, say)
         runner.after_kill = after_kill
         try:

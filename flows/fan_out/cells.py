@@ -17,13 +17,12 @@ from typing import Any
 from prefect import flow
 from prefect.states import Completed, State
 
-from flows import clone
 from flows.clone import own_clone
 from flows.dvc import remote
 from flows.prefect.engine import TIMEOUT_S, run_graph
 from flows.prefect.flow_runs import close_killed, tag
 from flows.prefect.life import signs_of_life
-from flows.run import Outcome, cores, ready, recorder, say
+from flows.run import Outcome, Sent, cores, ready, recorder, say
 from flows.schedule import with_ancestors
 
 PUSH_S = 30.0
@@ -38,6 +37,7 @@ class WrongClone(Exception):
 def cells(
     stages: list[str],
     params: str,
+    run_id: str,
     commit: str | None = None,
     seconds: float = 60.0,
     jobs: int | None = None,
@@ -45,18 +45,16 @@ def cells(
 ) -> State[Any]:
     """Run `stages` in this worker's clone; after `seconds` no further cell is begun.
 
-    `params` is the coordinator's params.yaml, `commit` its commit. What the stages need comes from the DVC
-    remote, and what they make goes there. The final state's message is JSON: stages `done`, `failed` (with
-    the reason), `skipped` (with the failed one) and `left`. Raises `WrongClone`, `WrongParameters` and
-    `RemoteError` before any work.
+    `params` is the coordinator's params.yaml, `run_id` its pipeline run, `commit` its commit. What the stages
+    need comes from the DVC remote, and what they make goes there. The final state's message is JSON: stages
+    `done`, `failed` (with the reason), `skipped` (with the failed one) and `left`. Raises `WrongClone`,
+    `WrongParameters`, `RemoteError` and `Busy`, as in a coordinator's own clone, before any work.
     """
     folder = own_clone()
     tag(folder)
     check_commit(folder, commit)
     remote.configure(folder)
-    with clone.held(folder, say):
-        clone.place_parameters(folder, params.encode(), "the coordinator's")
-    with ready(folder, None) as runner:
+    with ready(folder, None, Sent(params, run_id)) as runner:
         close_killed(folder, say)
         remote.pull(folder, *stages, say=say)
         survey = runner.look()

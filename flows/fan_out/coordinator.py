@@ -82,7 +82,8 @@ def _commit(runner: DvcRunner) -> str | None:
 
 def _parameters(runner: DvcRunner, commit: str | None, timeouts_s: dict[str, float]) -> dict[str, Any]:
     params = (runner.project / "params.yaml").read_text(encoding="utf-8")
-    return {"params": params, "commit": commit, "seconds": CHUNK_S, "timeouts_s": timeouts_s}
+    told = {"params": params, "run_id": runner.run_id, "commit": commit}
+    return told | {"seconds": CHUNK_S, "timeouts_s": timeouts_s}
 
 
 def _deployment(client: SyncPrefectClient, pool: str) -> UUID:

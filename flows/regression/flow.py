@@ -8,8 +8,6 @@ no pass is red in Prefect, and only a real `fail` blames the code.
 from __future__ import annotations
 
 import os
-import secrets
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from flows.prefect.flow_runs import close_killed, tag
 from flows.prefect.life import signs_of_life
 from flows.regression import verdict_page
 from flows.regression.measurement import ALIAS_NOT_SET, measure
-from flows.run import LOG, UPLOAD_S, say
+from flows.run import LOG, UPLOAD_S, new_run_id, say
 
 BASELINE, PARENT = "@baseline", "HEAD~1"
 """The base, unless one is named: what the alias points at; without it the commit before."""
@@ -58,7 +56,7 @@ def regression(
     """
     folder = clone.own_clone(project)
     tag(folder)
-    run_id = os.environ.get("EUGEN_PIPELINE_RUN") or f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    run_id = os.environ.get("EUGEN_PIPELINE_RUN") or new_run_id()
     with clone.held(folder, say), signs_of_life():
         close_killed(folder, say)
         wait_for_other_dvc(folder, say)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.clone import WrongParameters, check_parameters, choose_profile, held, place_parameters
+from flows.clone import Busy, WrongParameters, check_parameters, choose_profile, held, place_parameters
 
 
 @pytest.fixture
@@ -97,6 +97,8 @@ def test_a_second_benchmark_names_the_first_and_waits(project: Path):
             release.wait()
 
     with held(project, print):
+        with pytest.raises(Busy, match="another benchmark holds .*process"), held(project, print, wait=False):
+            pass
         other = threading.Thread(target=second, daemon=True)
         other.start()
         assert told.wait(10) and not entered.is_set()
