@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from flows.fan_out.cells import WrongClone, check_commit
@@ -52,6 +53,14 @@ def test_a_clone_at_another_commit_is_refused_with_the_cure(tmp_path: Path):
         check_commit(tmp_path, "0" * 40)
 
 
+def scheduled(server: dict[str, str]) -> bool:
+    """Whether the server has made a run for a schedule."""
+    name, _, password = server["PREFECT_API_AUTH_STRING"].partition(":")
+    url = f"{server['PREFECT_API_URL']}/flow_runs/filter"
+    found = httpx.post(url, json={}, auth=(name, password)).raise_for_status().json()
+    return any(run["auto_scheduled"] for run in found)
+
+
 @pytest.mark.slow
 def test_a_fanned_out_run_gives_what_dvc_gives(
     fresh: Toy, finished: Toy, prefect_server: dict[str, str], tmp_path: Path
@@ -71,6 +80,7 @@ def test_a_fanned_out_run_gives_what_dvc_gives(
 
     said, _ = operate("deploy").communicate(timeout=120)
     assert "work pool cpu-pool made" in said and "deployed" in said
+    wait_for(lambda: scheduled(prefect_server), "run of the nightly schedule")  # sqlalchemy 2.1 makes none
     serving = operate("worker", "--pool", "cpu-pool", "--project", str(worker.folder))
     try:
         lock = worker.folder / ".work" / "worker-cpu-pool.lock"
