@@ -17,8 +17,9 @@ from typing import Any
 from prefect import flow
 from prefect.states import Completed, State
 
-from flows.clone import own_clone
+from flows.clone import Busy, own_clone
 from flows.dvc import remote
+from flows.dvc.runner import DvcRunner
 from flows.prefect.engine import TIMEOUT_S, run_graph
 from flows.prefect.flow_runs import close_killed, tag
 from flows.prefect.life import signs_of_life
@@ -27,6 +28,8 @@ from flows.schedule import with_ancestors
 
 PUSH_S = 30.0
 """What is finished is pushed at least so often."""
+BUSY_S = 10.0
+"""A clone in which another run works gives its cells back after this."""
 
 
 class WrongClone(Exception):
@@ -47,27 +50,38 @@ def cells(
 
     `params` is the coordinator's params.yaml, `run_id` its pipeline run, `commit` its commit. What the stages
     need comes from the DVC remote, and what they make goes there. The final state's message is JSON: stages
-    `done`, `failed` (with the reason), `skipped` (with the failed one) and `left`. Raises `WrongClone`,
-    `WrongParameters`, `RemoteError` and `Busy`, as in a coordinator's own clone, before any work.
+    `done`, `failed` (with the reason), `skipped` (with the failed one) and `left`, and why the clone is
+    `busy` if it is: then all are left. Raises `WrongClone`, `WrongParameters` and `RemoteError` before any
+    work.
     """
     folder = own_clone()
     tag(folder)
     check_commit(folder, commit)
     remote.configure(folder)
-    with ready(folder, None, Sent(params, run_id)) as runner:
-        close_killed(folder, say)
-        remote.pull(folder, *stages, say=say)
-        survey = runner.look()
-        todo = with_ancestors(survey.upstream, set(stages) & survey.stale) & survey.stale
-        outcome = Outcome(
-            [stage for stage in survey.upstream if stage in todo], len(survey.upstream) - len(todo)
-        )
-        delivery = Delivery(folder, set(stages) - todo)
-        with signs_of_life(delivery.progress), delivery.running(), recorder(runner, outcome):
-            limits = TIMEOUT_S | (timeouts_s or {})
-            until = time.monotonic() + seconds
-            run_graph(runner, outcome, jobs or cores() + 1, limits, until=until, ended=delivery.add)
-    return Completed(message=json.dumps(_told(stages, outcome)))
+    delivery, limits = Delivery(folder), TIMEOUT_S | (timeouts_s or {})
+    try:
+        # Signs of life from here on: to fetch the inputs may take long.
+        with signs_of_life(delivery.progress), ready(folder, None, Sent(params, run_id)) as runner:
+            close_killed(folder, say)
+            outcome = _todo(runner, stages, delivery)
+            with delivery.running(), recorder(runner, outcome):
+                until = time.monotonic() + seconds
+                run_graph(runner, outcome, jobs or cores() + 1, limits, until=until, ended=delivery.add)
+        told = _told(stages, outcome)
+    except Busy as busy:
+        say(str(busy))
+        time.sleep(BUSY_S)
+        told = {"done": [], "failed": {}, "skipped": {}, "left": stages, "busy": str(busy)}
+    return Completed(message=json.dumps(told))
+
+
+def _todo(runner: DvcRunner, stages: list[str], delivery: Delivery) -> Outcome:
+    """Fetch what the remote has of `stages` and their needs; what is left to do."""
+    remote.pull(runner.project, *stages, say=say)
+    survey = runner.look()
+    todo = with_ancestors(survey.upstream, set(stages) & survey.stale) & survey.stale
+    delivery.shared = set(stages) - todo
+    return Outcome([stage for stage in survey.upstream if stage in todo], len(survey.upstream) - len(todo))
 
 
 def _told(stages: list[str], outcome: Outcome) -> dict[str, Any]:
@@ -96,8 +110,9 @@ def check_commit(folder: Path, commit: str | None) -> None:
 class Delivery:
     """Pushes what is finished, every `PUSH_S` and at the end; `shared` is in the remote already."""
 
-    def __init__(self, folder: Path, shared: set[str]) -> None:
-        self._folder, self._shared, self._made = folder, shared, set[str]()
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._made = folder, set[str]()
+        self.shared: set[str] = set()
         self._over = threading.Event()
 
     def add(self, stage: str) -> None:
@@ -106,7 +121,7 @@ class Delivery:
 
     def progress(self) -> dict[str, list[str]]:
         """What the remote holds, as far as this run knows."""
-        return {"done": sorted(self._shared)}
+        return {"done": sorted(self.shared)}
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -128,6 +143,6 @@ class Delivery:
                 say(f"{error}; trying again")
 
     def _push(self) -> None:
-        if new := sorted(self._made - self._shared):
+        if new := sorted(self._made - self.shared):
             remote.push(self._folder, *new, say=say)
-            self._shared = self._shared.union(new)
+            self.shared = self.shared.union(new)

@@ -223,6 +223,8 @@ class FanOut:
         for stage, reason in told["failed"].items():
             note_failure(self.runner, self.outcome, stage, StageFailed(stage, reason))
         self.outcome.skipped |= told["skipped"]
+        if busy := told.get("busy"):
+            say(f"{len(chunk.cells)} cells came back: {busy}")
         left = {cell(stage) for stage in told["left"]}
         for name in chunk.cells:
             if cell(name) in left:
