@@ -153,6 +153,17 @@ def pull(project: Path, *targets: str, say: Say = print) -> Pulled:
     return found
 
 
+def fetch(project: Path, *stages: str, say: Say = print) -> None:
+    """Bring here the outputs that dvc.lock names for `stages`, instead of whatever is in their place.
+
+    Raises `RemoteError` if the remote lacks any, or cannot be reached.
+    """
+    if stages:
+        _folder(project)
+        _dvc(project, "pull", "--force", *stages)
+        say(f"fetched what {len(stages)} stages have left elsewhere")
+
+
 def _dvc(project: Path, *arguments: str) -> list[str]:
     """What a DVC command says, without empty lines; `RemoteError` with its complaint if it fails."""
     lines: list[str] = []

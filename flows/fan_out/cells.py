@@ -18,7 +18,7 @@ from prefect import flow
 from prefect.states import Completed, State
 
 from flows.clone import Busy, own_clone
-from flows.dvc import remote
+from flows.dvc import lock, remote
 from flows.dvc.runner import DvcRunner
 from flows.prefect.engine import TIMEOUT_S, run_graph
 from flows.prefect.flow_runs import close_killed, tag
@@ -41,6 +41,7 @@ def cells(
     stages: list[str],
     params: str,
     run_id: str,
+    locked: dict[str, Any],
     commit: str | None = None,
     seconds: float = 60.0,
     jobs: int | None = None,
@@ -48,11 +49,11 @@ def cells(
 ) -> State[Any]:
     """Run `stages` in this worker's clone; after `seconds` no further cell is begun.
 
-    `params` is the coordinator's params.yaml, `run_id` its pipeline run, `commit` its commit. What the stages
-    need comes from the DVC remote, and what they make goes there. The final state's message is JSON: stages
-    `done`, `failed` (with the reason), `skipped` (with the failed one) and `left`, and why the clone is
-    `busy` if it is: then all are left. Raises `WrongClone`, `WrongParameters` and `RemoteError` before any
-    work.
+    `params` is the coordinator's params.yaml, `run_id` its pipeline run, `commit` its commit, `locked` its
+    entries of dvc.lock for what the stages need. The outputs come from the DVC remote, and what is made goes
+    there. The final state's message is JSON: stages `done`, with their entries in `locked`, `failed` (with
+    the reason), `skipped` (with the failed one) and `left`, and why the clone is `busy` if it is: then all
+    are left. Raises `WrongClone`, `WrongParameters` and `RemoteError` before any work.
     """
     folder = own_clone()
     tag(folder)
@@ -61,22 +62,25 @@ def cells(
     delivery, limits = Delivery(folder), TIMEOUT_S | (timeouts_s or {})
     try:
         # Signs of life from here on: to fetch the inputs may take long.
-        with signs_of_life(delivery.progress), ready(folder, None, Sent(params, run_id)) as runner:
+        with signs_of_life(), ready(folder, None, Sent(params, run_id)) as runner:
             close_killed(folder, say)
-            outcome = _todo(runner, stages, delivery)
+            outcome = _todo(runner, stages, locked, delivery)
             with delivery.running(), recorder(runner, outcome):
                 until = time.monotonic() + seconds
                 run_graph(runner, outcome, jobs or cores() + 1, limits, until=until, ended=delivery.add)
-        told = _told(stages, outcome)
+            told = _told(stages, outcome)
+            told["locked"] = lock.entries(folder, told["done"])
     except Busy as busy:
         say(str(busy))
         time.sleep(BUSY_S)
-        told = {"done": [], "failed": {}, "skipped": {}, "left": stages, "busy": str(busy)}
+        told = {"done": [], "failed": {}, "skipped": {}, "left": stages, "locked": {}, "busy": str(busy)}
     return Completed(message=json.dumps(told))
 
 
-def _todo(runner: DvcRunner, stages: list[str], delivery: Delivery) -> Outcome:
-    """Fetch what the remote has of `stages` and their needs; what is left to do."""
+def _todo(runner: DvcRunner, stages: list[str], locked: lock.Entries, delivery: Delivery) -> Outcome:
+    """Stand where the coordinator stands, fetch what the remote has of `stages`; what is left to do."""
+    lock.take_over(runner.project, locked)
+    remote.fetch(runner.project, *locked, say=say)
     remote.pull(runner.project, *stages, say=say)
     survey = runner.look()
     todo = with_ancestors(survey.upstream, set(stages) & survey.stale) & survey.stale
@@ -118,10 +122,6 @@ class Delivery:
     def add(self, stage: str) -> None:
         """A stage is good."""
         self._made.add(stage)
-
-    def progress(self) -> dict[str, list[str]]:
-        """What the remote holds, as far as this run knows."""
-        return {"done": sorted(self.shared)}
 
     @contextmanager
     def running(self) -> Iterator[None]:

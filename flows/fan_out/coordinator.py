@@ -23,11 +23,11 @@ from prefect.states import Cancelling, Crashed
 
 from flows import results
 from flows.clone import WrongParameters
-from flows.dvc import remote
+from flows.dvc import lock, remote
 from flows.dvc.runner import DvcRunner, StageFailed
-from flows.prefect.life import BEAT, PROGRESS, SILENT_S
+from flows.prefect.life import BEAT, SILENT_S
 from flows.run import Outcome, note_failure, say
-from flows.schedule import LAST, Schedule, Upstream, cell, verb
+from flows.schedule import LAST, Schedule, Upstream, cell, verb, with_ancestors
 
 CHUNK_S = 60.0
 """A worker begins no further cell after this."""
@@ -48,16 +48,17 @@ def run_cells(runner: DvcRunner, outcome: Outcome, pool: str, timeouts_s: dict[s
     commit = _commit(runner)
     remote.configure(runner.project)
     remote.make_writable(runner.project)
+    upstream, todo = runner.survey.upstream, set(outcome.todo)
+    if here := [stage for stage in upstream if stage in with_ancestors(upstream, todo) - todo]:
+        remote.push(runner.project, *here, say=say)
     with get_client(sync_client=True) as client:
         deployment = _deployment(client, pool)
         fan_out = FanOut(runner, outcome, client, pool, deployment, _parameters(runner, commit, timeouts_s))
         fan_out.run()
     good = [stage for stage in outcome.todo if stage not in outcome.failed | outcome.skipped]
-    if made := [stage for stage in good if verb(stage) != LAST]:
-        for stage in remote.pull(runner.project, *made, say=say).missing:
-            reason = "its worker's outputs are not in the remote"
-            note_failure(runner, outcome, stage, StageFailed(stage, reason))
-        results.clear_failures(runner.project, (stage for stage in made if stage not in outcome.failed))
+    made = [stage for stage in good if verb(stage) != LAST]
+    remote.fetch(runner.project, *made, say=say)
+    results.clear_failures(runner.project, made)
     for stage in (stage for stage in good if verb(stage) == LAST):
         try:
             runner.run_stage(stage, timeout_s=REPORT_TIMEOUT_S, say=say)
@@ -120,8 +121,6 @@ class Chunk:
     beat: Any = None
     """The last beat, and when it was first seen."""
     seen: float = field(default_factory=time.monotonic)
-    done: set[str] = field(default_factory=set)
-    """Stages that the run has pushed, as far as it has said."""
 
 
 class FanOut:
@@ -171,7 +170,7 @@ class FanOut:
             stages = [stage for name in names for stage in self.stages[name]]
             run = run_deployment(
                 self.deployment,
-                parameters=self.parameters | {"stages": stages},
+                parameters=self.parameters | {"stages": stages, "locked": self._locked(stages)},
                 flow_run_name=names[0].removeprefix("cell@")
                 + (f" and {len(names) - 1} more" if names[1:] else ""),
                 tags=[self.runner.run_id],
@@ -180,6 +179,11 @@ class FanOut:
             assert isinstance(run, FlowRun), "the synchronous client answers at once"
             self.chunks.append(Chunk(run.id, names))
             say(f"{run.name}  sent ({len(stages)} stages)")
+
+    def _locked(self, stages: list[str]) -> lock.Entries:
+        """With what the stages that these need were left."""
+        needed = with_ancestors(self.runner.survey.upstream, set(stages)) - set(stages)
+        return lock.entries(self.runner.project, needed)
 
     def _workers(self) -> int:
         online = [
@@ -214,12 +218,12 @@ class FanOut:
         mark = (state.type if state else None, beat)
         if mark != chunk.beat:
             chunk.beat, chunk.seen = mark, time.monotonic()
-            chunk.done = set(json.loads(str(run.labels.get(PROGRESS, "{}"))).get("done", []))
         return time.monotonic() - chunk.seen
 
     def _settle(self, chunk: Chunk, told: dict[str, Any]) -> None:
         """Enter what a finished run says of its cells."""
         self.chunks.remove(chunk)
+        lock.take_over(self.runner.project, told["locked"])
         for stage, reason in told["failed"].items():
             note_failure(self.runner, self.outcome, stage, StageFailed(stage, reason))
         self.outcome.skipped |= told["skipped"]
@@ -234,13 +238,10 @@ class FanOut:
             self.schedule.end(name, failed=failed)
 
     def _died(self, chunk: Chunk, name: str, why: str) -> None:
-        """Give the cells of a dead run back, but for those that were pushed."""
+        """Give the cells of a dead run back; what it had pushed is restored by whoever gets them."""
         self.chunks.remove(chunk)
         say(f"{name}  {why}; its cells go to another worker")
         for lost in chunk.cells:
-            if chunk.done.issuperset(self.stages[lost]):
-                self.schedule.end(lost, failed=False)
-                continue
             self.deaths[lost] = self.deaths.get(lost, 0) + 1
             if self.deaths[lost] < TRIES:
                 self.waiting.append(lost)

@@ -7,37 +7,33 @@ it.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 from uuid import UUID
 
 BEAT_S = 5.0
 """How often a run writes its beat."""
 SILENT_S = 45.0
 """A run without a new beat for so long is dead."""
-BEAT, PROGRESS = "eugen.beat", "eugen.progress"
-"""Labels: a counter, and JSON that the run's flow chooses."""
+BEAT = "eugen.beat"
+"""The label that holds the time of the last beat."""
 
 
 @contextmanager
-def signs_of_life(progress: Callable[[], Any] = dict) -> Iterator[None]:
-    """Within a deployed flow run: write beat and progress every `BEAT_S`, and die with the worker."""
+def signs_of_life() -> Iterator[None]:
+    """Within a deployed flow run: beat every `BEAT_S`, and die with the worker."""
     from prefect.runtime import deployment, flow_run
 
     if not flow_run.id or not deployment.id:
         yield
         return
     over = threading.Event()
-    work = [_die_with, _beat]
-    arguments: list[tuple[Any, ...]] = [(os.getppid(), over), (UUID(flow_run.id), progress, over)]
-    for target, given in zip(work, arguments, strict=True):
-        threading.Thread(target=target, args=given, daemon=True).start()
+    for work, about in ((_die_with, os.getppid()), (_beat, UUID(flow_run.id))):
+        threading.Thread(target=work, args=(about, over), daemon=True).start()
     try:
         yield
     finally:
@@ -51,12 +47,11 @@ def _die_with(parent: int, over: threading.Event) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _beat(flow_run_id: UUID, progress: Callable[[], Any], over: threading.Event) -> None:
+def _beat(flow_run_id: UUID, over: threading.Event) -> None:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
         while not over.is_set():
-            labels = {BEAT: time.time(), PROGRESS: json.dumps(progress())}
             with suppress(Exception):  # a server that is away for a while ends no run
-                client.update_flow_run_labels(flow_run_id, labels)
+                client.update_flow_run_labels(flow_run_id, {BEAT: time.time()})
             over.wait(BEAT_S)

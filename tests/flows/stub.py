@@ -1,6 +1,7 @@
 """A stage that takes no time: writes what dvc.yaml declares, as a function of what it declares to read.
 
-`behaviour.json` may tell a stage to hang or to fail; `calls.log` notes every start.
+`behaviour.json` may tell a stage to hang, to fail, or to measure something else (`salt`); `calls.log` notes
+every start.
 """
 
 import hashlib
@@ -49,7 +50,9 @@ if "fail" in behaviour:
     print(f"ValueError: {behaviour['fail']}", file=sys.stderr)
     sys.exit(behaviour.get("code", 1))
 for out in [*paths("outs"), *paths("metrics")]:
-    value = hashlib.sha256(f"{digest()} {out}".encode()).hexdigest()  # no two outputs are equal
+    value = hashlib.sha256(
+        f"{digest()} {out}{behaviour.get('salt', '')}".encode()
+    ).hexdigest()  # no two outputs are equal
     if out.suffix == ".json":
         write(out, json.dumps({"value": int(value[:6], 16)}))
     elif out.suffix == ".csv":

@@ -65,10 +65,16 @@ def scheduled(server: dict[str, str]) -> bool:
 def test_a_fanned_out_run_gives_what_dvc_gives(
     fresh: Toy, finished: Toy, prefect_server: dict[str, str], tmp_path: Path
 ):
-    """One worker with a clone of its own; the coordinator computes the report only."""
+    """One worker with a clone of its own; the coordinator computes the report only.
+
+    Both have trained a baseline, and measured different times: the coordinator's is the one that counts.
+    """
     worker = Toy(tmp_path / "worker", fresh.env)
     subprocess.run(["cp", "-r", str(fresh.folder), str(worker.folder)], check=True)
-    fresh.behave()
+    worker.behave(**{"baseline@vision": {"salt": "other times"}})
+    for toy in (fresh, worker):
+        assert toy.dvc("repro", "-q", "baseline@vision").returncode == 0
+        assert toy.calls() == ["prepare@vision", "baseline@vision"]
     worker.behave(**{"transfer@vision-eugen": {"fail": "loss is NaN"}})
     env = fresh.env | prefect_server | {"EUGEN_DVC_REMOTE": str(tmp_path / "remote"), "PYTHONPATH": str(ROOT)}
 
