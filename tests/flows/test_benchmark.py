@@ -18,7 +18,9 @@ STAGE = "transfer@vision-eugen"
 
 def last(server: dict[str, str], kind: str) -> dict[str, Any]:
     """The newest flow run, task runs, or artifact that the server knows."""
-    query = {"sort": "EXPECTED_START_TIME_DESC"} if kind == "flow_runs" else {}
+    query: dict[str, Any] = {"sort": "EXPECTED_START_TIME_DESC"} if kind == "flow_runs" else {}
+    if kind == "artifacts":
+        query = {"sort": "CREATED_DESC", "artifacts": {"key": {"any_": ["benchmark-results"]}}}
     name, _, password = server["PREFECT_API_AUTH_STRING"].partition(":")
     url = f"{server['PREFECT_API_URL']}/{kind}/filter"
     found = httpx.post(url, json=query, auth=(name, password)).raise_for_status().json()

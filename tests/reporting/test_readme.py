@@ -11,7 +11,8 @@ from stages.reporting.inputs import ReportError
 from stages.reporting.ledger import ENTRIES, ledger
 from stages.reporting.readme import BEGIN, END, drift, generate
 from stages.reporting.study import study_tables
-from stages.tracking.record import CellRecord, write_text
+from stages.tracking.record import CellRecord
+from stages.tracking.whole_file import write_text
 
 from . import factory
 from .conftest import Run

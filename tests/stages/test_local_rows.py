@@ -16,7 +16,7 @@ from stages.finetune import budgets_to_tune
 from stages.models import RECORD_FILE, TRANSFERRED, changed_tensors, student_model
 from stages.params import Method
 from stages.tasks import DoesNotApply, Task, open_task, task_names
-from stages.tracking.record import write_json
+from stages.tracking.whole_file import write_json
 from stages.transfer import train_locally
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,8 @@ from stages import params, profile, timings
 from stages.data.verify import sha256_file
 from stages.models import RECORD_FILE, unit_name
 from stages.params import Params
-from stages.tracking.record import PrecisionQuality, write_json
+from stages.tracking.record import PrecisionQuality
+from stages.tracking.whole_file import write_json
 from tests.reporting import factory
 
 ROOT = Path(__file__).resolve().parents[2]

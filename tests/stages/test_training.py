@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -119,11 +119,11 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     task, save = Toy(), torch.save
 
-    def half_written(_: Any, target: Path) -> None:
-        target.write_bytes(b"half")
+    def half_written(_: Any, target: BinaryIO) -> None:
+        target.write(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def second_fails(content: Any, target: Path) -> None:
+    def second_fails(content: Any, target: BinaryIO) -> None:
         (half_written if path.exists() else save)(content, target)
 
     monkeypatch.setattr(torch, "save", second_fails)
