@@ -53,7 +53,8 @@ def write_whole(path: Path, data: bytes) -> None:
 def held(project: Path, say: Say, *, wait: bool = True) -> Iterator[bool]:
     """Hold the clone for one benchmark; another is waited for, and named. Raises `Busy` without `wait`.
 
-    Gives whether the last one was killed: then its name is still there, and its drafts are removed.
+    If the last one was killed, its name is still there, and its drafts are removed. Gives whether one was
+    killed whose flow run nobody has closed yet (`killed_mark`).
     """
     owner = project / ".work" / "bench.owner.json"
     owner.parent.mkdir(exist_ok=True)
@@ -66,16 +67,22 @@ def held(project: Path, say: Say, *, wait: bool = True) -> Iterator[bool]:
         say(f"another benchmark holds this clone ({_describe(owner)}): waiting until it ends")
         lock.acquire()
     try:
-        if killed := owner.exists():
+        if owner.exists():
+            killed_mark(project).touch()
             say(f"the last benchmark of this clone was killed ({_describe(owner)}): going on where it was")
         remove_parts(project, say)
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         entry = {"pid": os.getpid(), "since": since, "command": shlex.join(sys.argv)}
         write_whole(owner, json.dumps(entry).encode())
-        yield killed
+        yield killed_mark(project).exists()
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+def killed_mark(project: Path) -> Path:
+    """The file that stays until the flow runs of killed processes are closed on the Prefect server."""
+    return project / ".work" / "killed"
 
 
 def _describe(owner: Path) -> str:

@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
+from flows.clone import killed_mark
 from flows.dvc.repair import Say
 
 _ALIVE = {"type": {"any_": [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]}}
@@ -47,6 +48,7 @@ def close_killed(project: Path, say: Say) -> None:
                 _crash(client, other.id)
                 left = f"Prefect's flow run {other.name} of a killed process was left {other.state_name}"
                 say(f"{left}: now Crashed")
+    killed_mark(project).unlink(missing_ok=True)
 
 
 def _lives(label: str) -> bool:

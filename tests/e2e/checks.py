@@ -17,6 +17,9 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.crash import scratch, verdict
 
+BACKGROUND = re.compile(r"flows\.operate|prefect|mlflow|tracking\.ui|checks\.py")
+"""Servers, workers, and the listener."""
+
 
 def prefect(path: str, body: dict[str, Any] | None = None) -> Any:
     """An answer of the Prefect server."""

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from flows.clone import Busy, WrongParameters, check_parameters, choose_profile, held, place_parameters
+from flows.clone import (
+    Busy,
+    WrongParameters,
+    check_parameters,
+    choose_profile,
+    held,
+    killed_mark,
+    place_parameters,
+)
 
 
 @pytest.fixture
@@ -107,3 +115,13 @@ def test_a_second_benchmark_names_the_first_and_waits(project: Path):
     release.set()
     other.join(10)
     assert len(said) == 1
+
+
+def test_a_killed_run_is_remembered_until_it_is_closed_on_the_server(project: Path):
+    (project / ".work" / "bench.owner.json").write_text("{}")
+    for _ in range(2):  # a run without Prefect in between closes nothing
+        with held(project, print) as killed:
+            assert killed
+    killed_mark(project).unlink()
+    with held(project, print) as killed:
+        assert not killed
