@@ -85,13 +85,9 @@ def busy(folder: str, verbs: str) -> bool:
 
 
 def idle(folder: str) -> bool:
-    """No process works in the clone, servers and workers apart from stages included."""
-    left = [" ".join(process.cmdline()) for process in scratch.inhabitants(Path(folder))]
-    left = [
-        line
-        for line in left
-        if "flows.operate" not in line and "prefect" not in line and "mlflow" not in line
-    ]
+    """Nothing but servers and workers is at work in the clone."""
+    found = (" ".join(process.cmdline()) for process in scratch.inhabitants(Path(folder)))
+    left = [line for line in found if not BACKGROUND.search(line)]
     print("\n".join(left))
     return not left
 
