@@ -116,7 +116,7 @@ def place_parameters(project: Path, wanted: bytes, source: str) -> bool:
         write_whole(mark, _digest(wanted).encode())  # it is kept elsewhere, so it may be replaced later
         return False
     profiles = (path.read_bytes() for path in (project / "params").glob("*.yaml"))
-    known = {*profiles, None, _committed(project)}
+    known = {*profiles, None, git(project, "show", "HEAD:./params.yaml")}
     placed = mark.read_text() if mark.exists() else ""
     if present not in known and _digest(present or b"") != placed:
         raise WrongParameters(
@@ -133,12 +133,16 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _committed(project: Path) -> bytes | None:
-    """`params.yaml` of the last commit, None without one."""
-    shown = subprocess.run(
-        ["git", "show", "HEAD:./params.yaml"], cwd=project, capture_output=True, check=False
-    )
-    return shown.stdout if shown.returncode == 0 else None
+def git(project: Path, *arguments: str) -> bytes | None:
+    """What git answers in the clone, None if it refuses, as outside a repository."""
+    told = subprocess.run(["git", *arguments], cwd=project, capture_output=True, check=False)
+    return told.stdout if told.returncode == 0 else None
+
+
+def commit(project: Path) -> str | None:
+    """The commit that the clone is at, None without one."""
+    told = git(project, "rev-parse", "HEAD")
+    return None if told is None else told.decode().strip()
 
 
 def check_parameters(project: Path) -> None:

@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from flows import clone, results
+from flows.dvc.repair import Say
 from flows.dvc.runner import DvcRunner, StageFailed
 from flows.machine import disk
 from flows.schedule import LAST, verb, with_descendants
@@ -28,6 +29,7 @@ _terminal = logging.StreamHandler(sys.stdout)
 _terminal.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
 LOG.addHandler(_terminal)
 
+REPORT_TIMEOUT_S = 1800.0
 UPLOAD_S = 120.0
 """How long the end of a run waits for the last uploads."""
 
@@ -151,6 +153,15 @@ def note_failure(runner: DvcRunner, outcome: Outcome, stage: str, error: object)
     except OSError as problem:  # a full disk, which may be what the stage failed of
         say(f"the failure of {stage} could not be recorded: {problem}")
     outcome.failed[stage] = results.read_failure(runner.project, stage) or reason
+
+
+def make_report(runner: DvcRunner, outcome: Outcome, tell: Say) -> None:
+    """Bring the report up to date with what there is, whatever failed; its output goes to `tell`."""
+    for stage in (stage for stage in runner.survey.upstream if verb(stage) == LAST):
+        try:
+            runner.run_stage(stage, timeout_s=REPORT_TIMEOUT_S, say=tell)
+        except StageFailed as error:
+            note_failure(runner, outcome, stage, error)
 
 
 def finish(runner: DvcRunner, outcome: Outcome) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from flows import results
 from flows.dvc.runner import DvcRunner, StageFailed
-from flows.run import Outcome, note_failure, plan, recorder
+from flows.run import Outcome, make_report, note_failure, plan, recorder
 from flows.schedule import LAST, verb
-
-REPORT_TIMEOUT_S = 1800.0
 
 
 def run_graph(runner: DvcRunner) -> Outcome:
@@ -19,7 +17,7 @@ def run_graph(runner: DvcRunner) -> Outcome:
             _sort(runner, outcome)
         good = [stage for stage in outcome.todo if stage not in outcome.failed | outcome.skipped]
         if results.clear_failures(runner.project, good) or failed:
-            _report(runner, outcome)
+            make_report(runner, outcome, print)
     return outcome
 
 
@@ -33,12 +31,3 @@ def _sort(runner: DvcRunner, outcome: Outcome) -> None:
             outcome.skipped[stage] = outcome.skipped.get(cause, cause)
         else:
             note_failure(runner, outcome, stage, StageFailed(stage, "dvc repro did not finish it; see above"))
-
-
-def _report(runner: DvcRunner, outcome: Outcome) -> None:
-    """Bring the report up to date: DVC leaves it out when any cell failed."""
-    for stage in (stage for stage in runner.survey.upstream if verb(stage) == LAST):
-        try:
-            runner.run_stage(stage, timeout_s=REPORT_TIMEOUT_S, say=print)
-        except StageFailed as error:
-            note_failure(runner, outcome, stage, error)

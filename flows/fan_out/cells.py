@@ -6,7 +6,6 @@ The worker's clone must be at the coordinator's commit; it gets the coordinator'
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 from prefect import flow
 from prefect.states import Completed, State
 
+from flows import clone
 from flows.clone import Busy, own_clone
 from flows.dvc import lock, remote
 from flows.dvc.runner import DvcRunner
@@ -98,16 +98,12 @@ def _told(stages: list[str], outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def check_commit(folder: Path, commit: str | None) -> None:
-    """Raise `WrongClone` unless the clone is at `commit`; None is at no commit, and fits."""
-    if commit is None:
-        return
-    command = ["git", "rev-parse", "HEAD"]
-    here = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
-    if here != commit:
+def check_commit(folder: Path, wanted: str | None) -> None:
+    """Raise `WrongClone` unless the clone is at the commit `wanted`; None is at no commit, and fits."""
+    if wanted is not None and (here := clone.commit(folder)) != wanted:
         raise WrongClone(
-            f"{folder} is at {here[:10] or 'no commit'}, the coordinator at {commit[:10]}: "
-            f"git -C {folder} fetch && git -C {folder} checkout {commit[:10]}"
+            f"{folder} is at {here[:10] if here else 'no commit'}, the coordinator at {wanted[:10]}: "
+            f"git -C {folder} fetch && git -C {folder} checkout {wanted[:10]}"
         )
 
 

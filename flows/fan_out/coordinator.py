@@ -2,31 +2,31 @@
 
 The coordinator holds the graph, the workers hold clones; they meet in the DVC remote alone. A worker gets a
 chunk of cells and gives back those it could not begin in time, so that short cells travel together and long
-ones alone. What a dead worker had not pushed goes to another.
+ones alone. The cells of a dead worker go to another.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import subprocess
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import DeploymentFilter, FlowFilter, WorkPoolFilter
+from prefect.client.schemas.filters import FlowFilter, WorkPoolFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.states import Cancelling, Crashed
 
-from flows import results
+from flows import clone, results
 from flows.clone import WrongParameters
 from flows.dvc import lock, remote
 from flows.dvc.runner import DvcRunner, StageFailed
 from flows.prefect.life import BEAT, SILENT_S
-from flows.run import Outcome, note_failure, say
+from flows.run import Outcome, make_report, note_failure, say
 from flows.schedule import LAST, Schedule, Upstream, cell, verb, with_ancestors
 
 CHUNK_S = 60.0
@@ -36,7 +36,6 @@ PENDING_S = 90.0
 """A run that a worker has taken but not begun for so long is dead."""
 TRIES = 3
 """So many runs may die with a cell before the cell counts as failed."""
-REPORT_TIMEOUT_S = 1800.0
 
 
 def run_cells(runner: DvcRunner, outcome: Outcome, pool: str, timeouts_s: dict[str, float]) -> None:
@@ -45,40 +44,32 @@ def run_cells(runner: DvcRunner, outcome: Outcome, pool: str, timeouts_s: dict[s
     Raises `WrongParameters` where the clone or the server cannot fan out: uncommitted sources, no remote, no
     deployment for the pool.
     """
-    commit = _commit(runner)
+    commit = _commit(runner.project)
     remote.configure(runner.project)
     remote.make_writable(runner.project)
     upstream, todo = runner.survey.upstream, set(outcome.todo)
-    if here := [stage for stage in upstream if stage in with_ancestors(upstream, todo) - todo]:
-        remote.push(runner.project, *here, say=say)
+    if here := with_ancestors(upstream, todo) - todo:
+        remote.push(runner.project, *sorted(here), say=say)
     with get_client(sync_client=True) as client:
         deployment = _deployment(client, pool)
         fan_out = FanOut(runner, outcome, client, pool, deployment, _parameters(runner, commit, timeouts_s))
         fan_out.run()
-    good = [stage for stage in outcome.todo if stage not in outcome.failed | outcome.skipped]
-    made = [stage for stage in good if verb(stage) != LAST]
+    made = [
+        stage
+        for stage in outcome.todo
+        if stage not in outcome.failed | outcome.skipped and verb(stage) != LAST
+    ]
     remote.fetch(runner.project, *made, say=say)
     results.clear_failures(runner.project, made)
-    for stage in (stage for stage in good if verb(stage) == LAST):
-        try:
-            runner.run_stage(stage, timeout_s=REPORT_TIMEOUT_S, say=say)
-        except StageFailed as error:
-            note_failure(runner, outcome, stage, error)
+    make_report(runner, outcome, say)
 
 
-def _commit(runner: DvcRunner) -> str | None:
+def _commit(project: Path) -> str | None:
     """The commit that the workers must be at, None outside a repository."""
-
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(
-            ["git", *arguments], cwd=runner.project, capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    if commit and (changed := git("status", "--porcelain", "--", "eugen", "stages", "flows", "dvc.yaml")):
-        raise WrongParameters(f"fan-out sends a commit to the workers: commit or stash first\n{changed}")
-    return commit
+    if changed := clone.git(project, "status", "--porcelain", "--", "eugen", "stages", "flows", "dvc.yaml"):
+        told = changed.decode().strip()
+        raise WrongParameters(f"fan-out sends a commit to the workers: commit or stash first\n{told}")
+    return clone.commit(project)
 
 
 def _parameters(runner: DvcRunner, commit: str | None, timeouts_s: dict[str, float]) -> dict[str, Any]:
@@ -92,7 +83,6 @@ def _deployment(client: SyncPrefectClient, pool: str) -> UUID:
     found = client.read_deployments(
         flow_filter=FlowFilter.model_validate({"name": {"any_": ["cells"]}}),
         work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
-        deployment_filter=DeploymentFilter(),
     )
     if not found:
         raise WrongParameters(f"no deployment of `cells` on the work pool {pool!r}: make deploy")

@@ -56,10 +56,10 @@ def ensure_limits(say: Say) -> list[str]:
 
 
 def work(project: Path, pool: str, limit: int | None, say: Say) -> None:
-    """Become the worker of this clone for `pool`; returns at once if one runs. `limit` is how many runs at a
-    time.
+    """Become the worker of this clone for `pool`; returns at once if one runs.
 
-    By default that is the number of GPUs for a pool whose name begins with gpu, and one elsewhere.
+    `limit` is how many runs it works on at a time, by default the number of GPUs for a pool whose name begins
+    with gpu, and one elsewhere.
     """
     (project / ".work").mkdir(exist_ok=True)
     # Kept open across exec, so that the worker itself holds the lock; its children do not get it.

@@ -47,12 +47,11 @@ def regression(
     inject: float = 0.0,
     seconds: float | None = None,
 ) -> State[Any]:
-    """Measure the working tree of `project`, by default this clone, against `base`, a git ref or the alias
-    `@name` of one.
+    """Measure the working tree of `project`, by default this clone, against `base`.
 
-    `cases` names some of the measurement's cases, `seconds` bounds the time of each, `inject` slows the
-    candidate down by that share, to see the alarm work. The state that it returns is described above.
-    Raises `WrongParameters` before any work.
+    `base` is a git ref or the alias `@name` of one. `cases` names some of the measurement's cases, `seconds`
+    bounds the time of each, `inject` slows the candidate down by that share, to see the alarm work. The state
+    that it returns is described above. Raises `WrongParameters` before any work.
     """
     folder = clone.own_clone(project)
     tag(folder)

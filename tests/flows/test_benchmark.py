@@ -6,25 +6,12 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-from tests.flows.toy import STAGES, Toy, gone, wait_for
+from tests.flows.toy import STAGES, Toy, gone, newest, wait_for
 
 STAGE = "transfer@vision-eugen"
-
-
-def last(server: dict[str, str], kind: str) -> dict[str, Any]:
-    """The newest flow run, task runs, or artifact that the server knows."""
-    query: dict[str, Any] = {"sort": "EXPECTED_START_TIME_DESC"} if kind == "flow_runs" else {}
-    if kind == "artifacts":
-        query = {"sort": "CREATED_DESC", "artifacts": {"key": {"any_": ["benchmark-results"]}}}
-    name, _, password = server["PREFECT_API_AUTH_STRING"].partition(":")
-    url = f"{server['PREFECT_API_URL']}/{kind}/filter"
-    found = httpx.post(url, json=query, auth=(name, password)).raise_for_status().json()
-    return found[0] if found else {}
 
 
 def test_the_flow_gives_what_dvc_gives_and_a_second_run_runs_nothing(
@@ -38,8 +25,9 @@ def test_the_flow_gives_what_dvc_gives_and_a_second_run_runs_nothing(
     assert f"{STAGE}  seed 1/1 of {STAGE}" in output
     assert "Traceback" not in output and "lock file" not in output, "neither Prefect's talk nor DVC's"
     assert "report.html" in output and f"{STAGES} done" in output
-    assert last(prefect_server, "flow_runs")["state_name"] == "Completed"
-    assert "vision" in last(prefect_server, "artifacts")["data"]
+    assert newest(prefect_server, "flow_runs")["state_name"] == "Completed"
+    results = {"key": {"any_": ["benchmark-results"]}}
+    assert "vision" in newest(prefect_server, "artifacts", artifacts=results)["data"]
 
     code, output = fresh.bench(**prefect_server)
     assert code == 0 and fresh.calls() == [] and f"{STAGES} up to date, 0 to do" in output
@@ -64,7 +52,7 @@ def test_a_failing_cell_leaves_its_siblings_and_the_report(
     if engine == "dvc":
         return
     assert failure["error"] == "ValueError: loss is NaN"
-    assert last(prefect_server, "flow_runs")["state_name"] == "Failed"
+    assert newest(prefect_server, "flow_runs")["state_name"] == "Failed"
 
     finished.behave()
     code, output = finished.bench("--engine", "dvc", **prefect_server)

@@ -9,12 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import pytest
 
 from flows.fan_out.cells import WrongClone, check_commit
 from flows.fan_out.coordinator import cell_graph
-from tests.flows.toy import ROOT, Toy, wait_for
+from tests.flows.toy import ROOT, Toy, ask, wait_for
 
 UPSTREAM = {
     "prepare@a": frozenset[str](),
@@ -55,10 +54,7 @@ def test_a_clone_at_another_commit_is_refused_with_the_cure(tmp_path: Path):
 
 def scheduled(server: dict[str, str]) -> bool:
     """Whether the server has made a run for a schedule."""
-    name, _, password = server["PREFECT_API_AUTH_STRING"].partition(":")
-    url = f"{server['PREFECT_API_URL']}/flow_runs/filter"
-    found = httpx.post(url, json={}, auth=(name, password)).raise_for_status().json()
-    return any(run["auto_scheduled"] for run in found)
+    return any(run["auto_scheduled"] for run in ask(server, "flow_runs/filter", {}))
 
 
 @pytest.mark.slow

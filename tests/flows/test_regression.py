@@ -14,10 +14,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from tests.flows.toy import ROOT, gone, place_program, wait_for
+from tests.flows.toy import ROOT, ask, gone, newest, place_program, wait_for
 from tests.regressions import BASE, CANDIDATE, case, record
 
 HOSTILE = "<script>alert(1)</script> | `x` **y**"
@@ -55,13 +54,10 @@ class Clone:
         return log.read_text().splitlines() if log.exists() else []
 
     def newest(self, kind: str) -> dict[str, Any]:
-        order = {"flow_runs": "EXPECTED_START_TIME_DESC", "artifacts": "CREATED_DESC"}[kind]
-        return self.post(f"{kind}/filter", {"sort": order, "limit": 1})[0]
+        return newest(self.env, kind)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        name, _, password = self.env["PREFECT_API_AUTH_STRING"].partition(":")
-        url = f"{self.env['PREFECT_API_URL']}/{path}"
-        return httpx.post(url, json=body, auth=(name, password)).raise_for_status().json()
+        return ask(self.env, path, body)
 
     def event(self, verdict: str) -> dict[str, Any]:
         """The newest event of a verdict, once the server has it: events travel on their own."""

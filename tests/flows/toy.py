@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import yaml
 
@@ -95,6 +96,24 @@ class Toy:
         folders = [self.folder / name for name in ("data", "artifacts", "results", "reports")]
         files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
+
+
+def ask(server: dict[str, str], path: str, query: dict[str, Any]) -> Any:
+    """What a Prefect server answers to somebody with its password."""
+    name, _, password = server["PREFECT_API_AUTH_STRING"].partition(":")
+    url = f"{server['PREFECT_API_URL']}/{path}"
+    return httpx.post(url, json=query, auth=(name, password)).raise_for_status().json()
+
+
+def newest(server: dict[str, str], kind: str, **query: Any) -> dict[str, Any]:
+    """The newest of the server's `flow_runs` that has started, or of its `artifacts`; empty if there is none.
+
+    What a schedule has laid out for later has not started.
+    """
+    started = {"sort": "EXPECTED_START_TIME_DESC", "flow_runs": {"start_time": {"is_null_": False}}}
+    order = started if kind == "flow_runs" else {"sort": "CREATED_DESC"}
+    found = ask(server, f"{kind}/filter", order | {"limit": 1} | query)
+    return found[0] if found else {}
 
 
 def gone(pid: int) -> bool:
