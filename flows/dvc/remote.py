@@ -51,23 +51,99 @@ class Pulled:
     """Nobody has pushed these for the present parameters, code and data. What needs them is not named."""
 
 
-def configure(project: Path, url: str | None = None) -> None:
-    """Make `url`, else EUGEN_DVC_REMOTE, the clone's remote; without either the one it has stays.
+class Remote:
+    """The remote of the clone `project`: `url`, else EUGEN_DVC_REMOTE, else the one that it has.
 
     Raises `RemoteError` if there is none, or for an address that cannot be used.
     """
-    url = url or os.environ.get("EUGEN_DVC_REMOTE")
-    if not url:
-        _folder(project)
-        return
-    settings = _settings(url)
+
+    def __init__(self, project: Path, url: str | None = None) -> None:
+        self._project = project
+        config = dict(line.split("=", 1) for line in _dvc(project, "config", "--list") if "=" in line)
+        if wanted := url or os.environ.get("EUGEN_DVC_REMOTE"):
+            settings = _settings(wanted)
+            _configure(project, config, settings)
+            there = settings["url"]
+        else:
+            there = config.get(f"remote.{config.get('core.remote')}.url")
+        if there is None:
+            raise RemoteError(f"no DVC remote: name one with EUGEN_DVC_REMOTE or --remote ({ONE_OF})")
+        self._folder = None if "://" in there else project / ".dvc" / there
+
+    def push(self, *targets: str, say: Say = print) -> None:
+        """Send the outputs of `targets` (stages; default: all) and the record of past runs to the remote.
+
+        Raises `RemoteError` if the remote cannot be reached or written, or if outputs are lost here too.
+        """
+        self.make_writable()
+        lines = _dvc(self._project, "push", "--run-cache", *targets)
+        say(f"push: {lines[-1] if lines else 'done'}")
+
+    def make_writable(self) -> None:
+        """Make the remote's folder if it is not there. Raises `RemoteError` where nothing can be written."""
+        if self._folder is None:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._folder):
+                pass
+        except OSError as error:
+            raise RemoteError(
+                f"the remote {self._folder} cannot be written ({error.strerror}): mount it or change its "
+                "rights, or name another one"
+            ) from None
+
+    def pull(self, *targets: str, say: Say = print) -> Pulled:
+        """Restore from the remote what the present parameters need, for `targets` and their needs or for all.
+
+        Nothing is computed: to DVC it is a run in which every command refuses. Returns what is there now and
+        what is missing. Raises `RemoteError` if the remote cannot be reached.
+        """
+        if self._folder is not None and not self._folder.is_dir():
+            raise RemoteError(
+                f"the remote {self._folder} is not there: mount it, name another one, or push to it first"
+            )
+        found, lines = Pulled(), list[str]()
+        with tempfile.TemporaryDirectory(prefix="eugen-pull-") as refusing:
+            python = Path(refusing) / "python"
+            python.write_text("#!/bin/sh\nexit 75\n")
+            python.chmod(0o755)
+            path = os.pathsep.join([refusing, os.environ.get("PATH", os.defpath)])
+            DvcRunner(self._project, "pull").follow(
+                lines.append, "repro", "--pull", "--keep-going", *targets, env={"PATH": path}
+            )
+        for line in lines:
+            if unreached := _UNREACHED.match(line):
+                raise RemoteError(_unreachable(unreached[1]))
+            if stage := _STAGE.match(line):
+                (found.restored if stage["how"] == "is cached" else found.present).append(stage["name"])
+            elif line.startswith(_REFUSED):  # one line for each, or one for all
+                found.missing += _QUOTED.findall(line)
+        if not (found.restored or found.present or found.missing):
+            raise RemoteError(_unreachable("\n".join(lines[-5:])))
+        say(f"pull: {len(found.restored)} stages restored, {len(found.present)} were up to date")
+        if found.missing:
+            say(f"not in the remote, the next run computes them: {', '.join(found.missing)}")
+        return found
+
+    def fetch(self, *stages: str, say: Say = print) -> None:
+        """Bring here the outputs that dvc.lock names for `stages`, instead of whatever is in their place.
+
+        Raises `RemoteError` if the remote lacks any, or cannot be reached.
+        """
+        if stages:
+            _dvc(self._project, "pull", "--force", *stages)
+            say(f"fetched what {len(stages)} stages have left elsewhere")
+
+
+def _configure(project: Path, present: dict[str, str], settings: dict[str, str]) -> None:
+    """Enter a remote into the clone's settings unless it stands there."""
     wanted = {f"remote.{NAME}.{key}": value for key, value in settings.items()} | {"core.remote": NAME}
-    present = _config(project)
     if wanted == {key: value for key, value in present.items() if key in wanted or NAME in key.split(".")}:
         return
-    _dvc(project, "remote", "add", "--local", "--force", "--default", NAME, settings.pop("url"))
-    for key, value in settings.items():
-        _dvc(project, "remote", "modify", "--local", NAME, key, value)
+    _dvc(project, "remote", "add", "--local", "--force", "--default", NAME, settings["url"])
+    for key in settings.keys() - {"url"}:
+        _dvc(project, "remote", "modify", "--local", NAME, key, settings[key])
 
 
 def _settings(url: str) -> dict[str, str]:
@@ -92,78 +168,6 @@ def _settings(url: str) -> dict[str, str]:
     return settings | ({"endpointurl": endpoint} if endpoint else {})
 
 
-def push(project: Path, *targets: str, say: Say = print) -> None:
-    """Send the outputs of `targets` (stages; default: all) and the record of past runs to the remote.
-
-    Raises `RemoteError` if the remote cannot be reached or written, or if outputs are lost here too.
-    """
-    make_writable(project)
-    lines = _dvc(project, "push", "--run-cache", *targets)
-    say(f"push: {lines[-1] if lines else 'done'}")
-
-
-def make_writable(project: Path) -> None:
-    """Make the remote's folder if it is not there. Raises `RemoteError` where nothing can be written."""
-    folder = _folder(project)
-    if folder is None:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RemoteError(
-            f"the remote {folder} cannot be written ({error.strerror}): mount it or change its rights, "
-            "or name another one"
-        ) from None
-
-
-def pull(project: Path, *targets: str, say: Say = print) -> Pulled:
-    """Restore from the remote what the present parameters need, for `targets` and their needs or for all.
-
-    Nothing is computed: to DVC it is a run in which every command refuses. Returns what is there now and
-    what is missing. Raises `RemoteError` if the remote cannot be reached.
-    """
-    folder = _folder(project)
-    if folder is not None and not folder.is_dir():
-        raise RemoteError(
-            f"the remote {folder} is not there: mount it, name another one, or push to it first"
-        )
-    found, lines = Pulled(), []
-    with tempfile.TemporaryDirectory(prefix="eugen-pull-") as refusing:
-        python = Path(refusing) / "python"
-        python.write_text("#!/bin/sh\nexit 75\n")
-        python.chmod(0o755)
-        path = os.pathsep.join([refusing, os.environ.get("PATH", os.defpath)])
-        DvcRunner(project, "pull").follow(
-            lines.append, "repro", "--pull", "--keep-going", *targets, env={"PATH": path}
-        )
-    for line in lines:
-        if unreached := _UNREACHED.match(line):
-            raise RemoteError(_unreachable(unreached[1]))
-        if stage := _STAGE.match(line):
-            (found.restored if stage["how"] == "is cached" else found.present).append(stage["name"])
-        elif line.startswith(_REFUSED):  # one line for each, or one for all
-            found.missing += _QUOTED.findall(line)
-    if not (found.restored or found.present or found.missing):
-        raise RemoteError(_unreachable("\n".join(lines[-5:])))
-    say(f"pull: {len(found.restored)} stages restored, {len(found.present)} were up to date")
-    if found.missing:
-        say(f"not in the remote, the next run computes them: {', '.join(found.missing)}")
-    return found
-
-
-def fetch(project: Path, *stages: str, say: Say = print) -> None:
-    """Bring here the outputs that dvc.lock names for `stages`, instead of whatever is in their place.
-
-    Raises `RemoteError` if the remote lacks any, or cannot be reached.
-    """
-    if stages:
-        _folder(project)
-        _dvc(project, "pull", "--force", *stages)
-        say(f"fetched what {len(stages)} stages have left elsewhere")
-
-
 def _dvc(project: Path, *arguments: str) -> list[str]:
     """What a DVC command says, without empty lines; `RemoteError` with its complaint if it fails."""
     lines: list[str] = []
@@ -177,20 +181,6 @@ def _dvc(project: Path, *arguments: str) -> list[str]:
 
 def _unreachable(why: str) -> str:
     return f"the DVC remote cannot be used: {why}. Check its address, the network and its credentials"
-
-
-def _config(project: Path) -> dict[str, str]:
-    """The clone's settings of DVC, as `remote.eugen.url`."""
-    return dict(line.split("=", 1) for line in _dvc(project, "config", "--list") if "=" in line)
-
-
-def _folder(project: Path) -> Path | None:
-    """The remote's folder, None if the remote is no folder. Raises `RemoteError` if there is no remote."""
-    config = _config(project)
-    url = config.get(f"remote.{config.get('core.remote')}.url")
-    if url is None:
-        raise RemoteError(f"no DVC remote: name one with EUGEN_DVC_REMOTE or --remote ({ONE_OF})")
-    return None if "://" in url else project / ".dvc" / url
 
 
 class Direction(StrEnum):
@@ -212,8 +202,8 @@ def main(
         if remote:
             _settings(remote)  # before the command's words are noted as the owner of the clone
         with clone.held(project, print):
-            configure(project, remote)
-            (push if direction is Direction.push else pull)(project, *(targets or ()))
+            there = Remote(project, remote)
+            (there.push if direction is Direction.push else there.pull)(*(targets or ()))
     except RemoteError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None

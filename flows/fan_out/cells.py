@@ -18,7 +18,8 @@ from prefect.states import Completed, State
 
 from flows import clone
 from flows.clone import Busy, own_clone
-from flows.dvc import lock, remote
+from flows.dvc import lock
+from flows.dvc.remote import Remote, RemoteError
 from flows.dvc.runner import DvcRunner
 from flows.prefect.engine import TIMEOUT_S, run_graph
 from flows.prefect.flow_runs import close_killed, tag
@@ -58,13 +59,14 @@ def cells(
     folder = own_clone()
     tag(folder)
     check_commit(folder, commit)
-    remote.configure(folder)
-    delivery, limits = Delivery(folder), TIMEOUT_S | (timeouts_s or {})
+    remote = Remote(folder)
+    delivery, limits = Delivery(remote), TIMEOUT_S | (timeouts_s or {})
     try:
         # Signs of life from here on: to fetch the inputs may take long.
         with signs_of_life(), ready(folder, None, Sent(params, run_id)) as runner:
             close_killed(folder, say)
-            outcome = _todo(runner, stages, locked, delivery)
+            outcome = _todo(runner, remote, stages, locked)
+            delivery.shared = set(stages).difference(outcome.todo)
             with delivery.running(), recorder(runner, outcome):
                 until = time.monotonic() + seconds
                 run_graph(runner, outcome, jobs or cores() + 1, limits, until=until, ended=delivery.add)
@@ -77,15 +79,14 @@ def cells(
     return Completed(message=json.dumps(told))
 
 
-def _todo(runner: DvcRunner, stages: list[str], locked: lock.Entries, delivery: Delivery) -> Outcome:
+def _todo(runner: DvcRunner, remote: Remote, stages: list[str], locked: lock.Entries) -> Outcome:
     """Stand where the coordinator stands, fetch what the remote has of `stages`; what is left to do."""
     lock.take_over(runner.project, locked)
-    remote.fetch(runner.project, *locked, say=say)
-    remote.pull(runner.project, *stages, say=say)
-    survey = runner.look()
-    todo = with_ancestors(survey.upstream, set(stages) & survey.stale) & survey.stale
-    delivery.shared = set(stages) - todo
-    return Outcome([stage for stage in survey.upstream if stage in todo], len(survey.upstream) - len(todo))
+    remote.fetch(*locked, say=say)
+    pulled = remote.pull(*stages, say=say)
+    upstream = runner.survey.upstream
+    todo = with_ancestors(upstream, set(stages)).difference(pulled.restored, pulled.present)
+    return Outcome([stage for stage in upstream if stage in todo], len(upstream) - len(todo))
 
 
 def _told(stages: list[str], outcome: Outcome) -> dict[str, Any]:
@@ -110,8 +111,8 @@ def check_commit(folder: Path, wanted: str | None) -> None:
 class Delivery:
     """Pushes what is finished, every `PUSH_S` and at the end; `shared` is in the remote already."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._made = folder, set[str]()
+    def __init__(self, remote: Remote) -> None:
+        self._remote, self._made = remote, set[str]()
         self.shared: set[str] = set()
         self._over = threading.Event()
 
@@ -135,10 +136,10 @@ class Delivery:
         while not self._over.wait(PUSH_S):
             try:
                 self._push()
-            except remote.RemoteError as error:
+            except RemoteError as error:
                 say(f"{error}; trying again")
 
     def _push(self) -> None:
         if new := sorted(self._made - self.shared):
-            remote.push(self._folder, *new, say=say)
+            self._remote.push(*new, say=say)
             self.shared = self.shared.union(new)

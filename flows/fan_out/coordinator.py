@@ -23,7 +23,8 @@ from prefect.states import Cancelling, Crashed
 
 from flows import clone, results
 from flows.clone import WrongParameters
-from flows.dvc import lock, remote
+from flows.dvc import lock
+from flows.dvc.remote import Remote
 from flows.dvc.runner import DvcRunner, StageFailed
 from flows.prefect.life import BEAT, SILENT_S
 from flows.run import Outcome, make_report, note_failure, say
@@ -45,11 +46,11 @@ def run_cells(runner: DvcRunner, outcome: Outcome, pool: str, timeouts_s: dict[s
     deployment for the pool.
     """
     commit = _commit(runner.project)
-    remote.configure(runner.project)
-    remote.make_writable(runner.project)
+    remote = Remote(runner.project)
+    remote.make_writable()
     upstream, todo = runner.survey.upstream, set(outcome.todo)
     if here := with_ancestors(upstream, todo) - todo:
-        remote.push(runner.project, *sorted(here), say=say)
+        remote.push(*sorted(here), say=say)
     with get_client(sync_client=True) as client:
         deployment = _deployment(client, pool)
         fan_out = FanOut(runner, outcome, client, pool, deployment, _parameters(runner, commit, timeouts_s))
@@ -59,7 +60,7 @@ def run_cells(runner: DvcRunner, outcome: Outcome, pool: str, timeouts_s: dict[s
         for stage in outcome.todo
         if stage not in outcome.failed | outcome.skipped and verb(stage) != LAST
     ]
-    remote.fetch(runner.project, *made, say=say)
+    remote.fetch(*made, say=say)
     results.clear_failures(runner.project, made)
     make_report(runner, outcome, say)
 

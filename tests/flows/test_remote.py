@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.dvc import remote
-from flows.dvc.remote import RemoteError
+from flows.dvc.remote import Remote, RemoteError
 from tests.flows.toy import ROOT, STAGES, Toy
 
 
@@ -43,15 +42,14 @@ def test_a_fresh_clone_gets_every_output_and_computes_nothing(finished: Toy, fre
 
 
 def test_what_nobody_pushed_is_named_and_not_computed(finished: Toy, fresh: Toy, tmp_path: Path):
-    remote.configure(finished.folder, str(tmp_path / "remote"))
-    remote.push(finished.folder)
+    Remote(finished.folder, str(tmp_path / "remote")).push()
     params = fresh.folder / "params.yaml"
     changed = yaml.safe_load(params.read_text())
     changed["methods"]["eugen"]["order"] = 3
     params.write_text(yaml.safe_dump(changed))
-    remote.configure(fresh.folder, str(tmp_path / "remote"))
+    remote = Remote(fresh.folder, str(tmp_path / "remote"))
     said: list[str] = []
-    found = remote.pull(fresh.folder, say=said.append)
+    found = remote.pull(say=said.append)
     assert found.missing == ["transfer@vision-eugen"] and found.missing[0] in said[-1]
     assert set(found.restored) == {
         "prepare@vision",
@@ -59,32 +57,31 @@ def test_what_nobody_pushed_is_named_and_not_computed(finished: Toy, fresh: Toy,
         *(f"{verb}@vision-dense" for verb in ("transfer", "finetune", "profile")),
     }
     assert fresh.calls() == []
-    found = remote.pull(fresh.folder, "transfer@vision-dense", say=said.append)
+    found = remote.pull("transfer@vision-dense", say=said.append)
     assert len(found.present) == 3 and not found.restored and not found.missing
 
 
 def test_a_changed_byte_in_the_remote_is_not_taken(finished: Toy, fresh: Toy, tmp_path: Path):
     shared = tmp_path / "remote"
-    remote.configure(finished.folder, str(shared))
-    remote.push(finished.folder)
+    Remote(finished.folder, str(shared)).push()
     victim = finished.folder / "artifacts/transfer/vision/eugen/content"
     for path in (shared / "files").rglob("*"):
         if path.is_file() and path.read_bytes() == victim.read_bytes():
             path.chmod(0o644)
             path.write_bytes(victim.read_bytes()[:-1] + b"?")
-    remote.configure(fresh.folder, str(shared))
-    found = remote.pull(fresh.folder)
+    found = Remote(fresh.folder, str(shared)).pull()
     assert "transfer@vision-eugen" in found.missing and "transfer@vision-dense" in found.restored
     assert not (fresh.folder / "artifacts/transfer/vision/eugen/content").exists()
 
 
 def test_the_remote_is_remembered_where_git_does_not_look(fresh: Toy, tmp_path: Path):
     before = (fresh.folder / ".dvc/config").read_bytes()
-    remote.configure(fresh.folder, str(tmp_path / "remote"))
+    Remote(fresh.folder, str(tmp_path / "remote"))
     assert (fresh.folder / ".dvc/config").read_bytes() == before
     assert str(tmp_path / "remote") in (fresh.folder / ".dvc/config.local").read_text()
     assert "/config.local" in (ROOT / ".dvc/.gitignore").read_text().split()
-    remote.configure(fresh.folder)
+    with pytest.raises(RemoteError, match=f"{tmp_path / 'remote'} is not there"):
+        Remote(fresh.folder).pull()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +98,7 @@ def test_an_address_that_cannot_be_used_says_why(
 ):
     monkeypatch.setenv("EUGEN_S3_ENDPOINT", endpoint)
     with pytest.raises(RemoteError, match=complaint) as refused:
-        remote.configure(fresh.folder, url)
+        Remote(fresh.folder, url)
     assert "secret" not in str(refused.value)
     assert not (fresh.folder / ".dvc/config.local").exists()
 
@@ -119,9 +116,9 @@ def test_without_a_remote_and_with_one_that_is_not_there(fresh: Toy, tmp_path: P
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_the_right_to_write(finished: Toy, tmp_path: Path):
     (tmp_path / "remote").mkdir(mode=0o555)
-    remote.configure(finished.folder, str(tmp_path / "remote"))
+    remote = Remote(finished.folder, str(tmp_path / "remote"))
     with pytest.raises(RemoteError, match="cannot be written"):
-        remote.push(finished.folder)
+        remote.push()
 
 
 KEYS = {"AWS_ACCESS_KEY_ID": "planted-key-id", "AWS_SECRET_ACCESS_KEY": "planted-secret-key"}
