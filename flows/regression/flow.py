@@ -20,13 +20,15 @@ from prefect.logging.handlers import APILogHandler
 from flows import clone
 from flows.clone import WrongParameters
 from flows.dvc.repair import wait_for_other_dvc
+from flows.dvc.runner import DvcRunner, StageFailed
 from flows.machine import devices
 from flows.machine.programs import answer, run
 from flows.prefect.flow_runs import close_killed, tag
 from flows.prefect.life import signs_of_life
 from flows.regression import verdict_page
 from flows.regression.measurement import ALIAS_NOT_SET, measure
-from flows.run import LOG, UPLOAD_S, new_run_id, say
+from flows.run import LOG, REPORT_TIMEOUT_S, UPLOAD_S, new_run_id, say
+from flows.schedule import LAST
 
 BASELINE, PARENT = "@baseline", "HEAD~1"
 """The base, unless one is named: what the alias points at; without it the commit before."""
@@ -67,6 +69,7 @@ def regression(
             record = measure(folder, arguments, say, run_id)
         tell(record)
         mirror(folder, record, run_id)
+        refresh_report(folder, run_id)
     return state_of(record)
 
 
@@ -125,6 +128,16 @@ def mirror(project: Path, record: dict[str, Any], run_id: str) -> None:
     )
     if code != 0:
         say("MLflow has no run of this regression: its record is not lost, see the lines above")
+
+
+def refresh_report(project: Path, run_id: str) -> None:
+    """Enter the regression into the report, if there is one; a report that fails changes no verdict."""
+    if not (project / "reports" / "report.html").exists():
+        return
+    try:
+        DvcRunner(project, run_id, say).run_stage(LAST, timeout_s=REPORT_TIMEOUT_S, say=say)
+    except StageFailed as error:
+        say(f"the report does not show this regression: {error.reason}")
 
 
 def state_of(record: dict[str, Any]) -> State[Any]:

@@ -11,23 +11,20 @@ import argparse
 import importlib
 import json
 import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
 import yaml
 
 from benchmarks.machine import environment, write_json
-from tests.flows.toy import ROOT, Toy, ask, wait_for
+from tests.flows.toy import ROOT, Toy, ask, end, serve, start, wait_for
 
 CELLS, JOBS, POINTS = 32, 3, 10_000
 STAGE = """import sys, time, pathlib
@@ -100,26 +97,25 @@ def main() -> None:
 def fan_out(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds for cells of one second each on two workers, from the command to its end."""
     env = _env(folder) | {"EUGEN_DVC_REMOTE": str(folder / "remote"), "PYTHONPATH": str(ROOT)}
-    workers = [_cells(folder / name, env) for name in ("one", "two")]
+    toys = [_cells(folder / name, env) for name in ("one", "two")]
     seconds: list[float] = []
-    with _server(folder, env) as server:
+    with serve(folder / "server.log", env) as server, ExitStack() as workers:
         env |= server
         operate = [sys.executable, "-m", "flows.operate"]
         subprocess.run([*operate, "deploy"], cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
-        with _all_ended() as started:
-            for toy in workers:
-                command = [*operate, "worker", "--pool", "cpu-pool", "--project", str(toy.folder)]
-                started.append(_start(command, folder / f"{toy.folder.name}.log", env, ROOT))
-            pool = "work_pools/cpu-pool/workers/filter"
-            wait_for(lambda: len(ask(server, pool, {})) == 2, "workers")
-            for turn in range(options.times):
-                for toy in workers:  # each turn with cells that nobody has computed
-                    (toy.folder / "stage.py").write_text(f"{STAGE}# {turn}\n")
-                coordinator = _cells(folder / f"coordinator{turn}", env, f"{STAGE}# {turn}\n")
-                began = time.monotonic()
-                code, said = coordinator.bench("--pool", "cpu-pool", **server)
-                seconds.append(time.monotonic() - began)
-                assert code == 0 and f"{CELLS} done" in said, said
+        for toy in toys:
+            command = [*operate, "worker", "--pool", "cpu-pool", "--project", str(toy.folder)]
+            workers.callback(end, start(command, folder / f"{toy.folder.name}.log", env, ROOT))
+        wait_for(lambda: len(ask(server, "work_pools/cpu-pool/workers/filter", {})) == 2, "workers")
+        for turn in range(options.times):
+            stage = f"{STAGE}# {turn}\n"  # each turn with cells that nobody has computed
+            for toy in toys:
+                (toy.folder / "stage.py").write_text(stage)
+            coordinator = _cells(folder / f"coordinator{turn}", env, stage)
+            began = time.monotonic()
+            code, said = coordinator.bench("--pool", "cpu-pool", **server)
+            seconds.append(time.monotonic() - began)
+            assert code == 0 and f"{CELLS} done" in said, said
     return _seconds(seconds) | {"ideal_seconds": CELLS / 2, "cells": CELLS, "workers": 2}
 
 
@@ -141,7 +137,7 @@ def runners(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds for tasks that wait one second for a process each, by Prefect task runner, where installed."""
     found: dict[str, Any] = {"tasks": CELLS, "jobs": JOBS, "ideal_seconds": -(-CELLS // JOBS)}
     env = _env(folder)
-    with _server(folder, env) as server:
+    with serve(folder / "server.log", env) as server:
         for module, (name, setting) in RUNNERS.items():
             try:
                 importlib.import_module(module)
@@ -172,7 +168,7 @@ def cached(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a flow in which every stage is up to date, with a running server."""
     clone, env = _clone(folder / "clone", options.profile), _env(folder)
     env |= {"PYTHONPATH": str(clone)}
-    with _server(folder, env) as server:
+    with serve(folder / "server.log", env) as server:
         command = [sys.executable, "-m", "flows.benchmark"]
         _timed(command, clone, env | server)
         return _seconds([_timed(command, clone, env | server) for _ in range(options.times)])
@@ -232,51 +228,6 @@ def _cells(folder: Path, env: dict[str, str], stage: str = STAGE) -> Toy:
     for arguments in (["init", "--no-scm", "-q"], ["config", "core.analytics", "false"]):
         assert toy.dvc(*arguments).returncode == 0
     return toy
-
-
-@contextmanager
-def _server(folder: Path, env: dict[str, str]) -> Iterator[dict[str, str]]:
-    """The environment that leads to a Prefect server of our own."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
-    password = "operator:planted"
-    env = env | {"PREFECT_SERVER_API_AUTH_STRING": password}
-    with _all_ended() as started:
-        command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui"]
-        started.append(_start([sys.executable, "-m", *command], folder / "server.log", env, folder))
-        server = {
-            "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-            "PREFECT_API_AUTH_STRING": "operator:planted",
-        }
-        wait_for(lambda: _answers(server), "Prefect server")
-        yield server
-
-
-def _answers(server: dict[str, str]) -> bool:
-    try:
-        ask(server, "flows/filter", {})
-    except httpx.HTTPError:
-        return False
-    return True
-
-
-def _start(command: list[str], log: Path, env: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            command, cwd=folder, env=env, stdout=output, stderr=output, start_new_session=True
-        )
-
-
-@contextmanager
-def _all_ended() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Whatever is entered into the list is killed at the end, with all that it started."""
-    started: list[subprocess.Popen[bytes]] = []
-    try:
-        yield started
-    finally:
-        for process in started:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 if __name__ == "__main__":

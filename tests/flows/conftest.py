@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
-from tests.flows.toy import Toy, build, wait_for
-
-PASSWORD = "operator:planted-prefect-password"
+from tests.flows.toy import Toy, build, serve
 
 
 @pytest.fixture(scope="session")
@@ -80,41 +73,5 @@ def prefect_server(
     tmp_path_factory: pytest.TempPathFactory, clean_env: dict[str, str]
 ) -> Iterator[dict[str, str]]:
     """The environment that leads to a real Prefect server on this machine, which asks for a password."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "prefect",
-                "server",
-                "start",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-                "--no-ui",
-            ],
-            env=clean_env | {"PREFECT_SERVER_API_AUTH_STRING": PASSWORD},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    url = f"http://127.0.0.1:{port}/api"
-
-    def healthy() -> bool:
-        assert server.poll() is None, log.read_text()
-        try:
-            return httpx.get(f"{url}/health").status_code == 200
-        except httpx.HTTPError:
-            return False
-
-    try:
-        wait_for(healthy, "Prefect server")
-        yield {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": PASSWORD}
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+    with serve(tmp_path_factory.mktemp("server") / "log", clean_env) as variables:
+        yield variables

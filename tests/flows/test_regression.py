@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.flows.toy import ROOT, ask, gone, newest, place_program, wait_for
+from tests.flows.toy import ROOT, Toy, ask, gone, newest, place_program, wait_for
 from tests.regressions import BASE, CANDIDATE, case, record
 
 HOSTILE = "<script>alert(1)</script> | `x` **y**"
@@ -114,6 +114,21 @@ def test_wrong_usage_is_said_and_gives_no_verdict(clone: Clone):
     code, output = clone.judge("--base", "nope")
     assert code == 2 and "base 'nope' is no commit of this clone" in output
     assert clone.newest("flow_runs")["state_name"] == "Failed"
+
+
+def test_the_report_that_is_there_gets_the_regression(clone: Clone):
+    page = clone.folder / "reports" / "report.html"
+    page.parent.mkdir()
+    page.write_text("before")
+    report = {"cmd": f"ls results/regressions > {page}", "deps": ["results"], "outs": ["reports/report.html"]}
+    (clone.folder / "dvc.yaml").write_text(json.dumps({"stages": {"report": report}}))
+    assert Toy(clone.folder, clone.env).dvc("init", "--no-scm", "-q").returncode == 0
+    clone.behave(code=0, record=record())
+    code, output = clone.judge("--base", "v0.1")
+    assert code == 0 and page.read_text() == "20260102T030405-2222222.json\n", output
+    (clone.folder / "dvc.yaml").write_text(json.dumps({"stages": {"report": report | {"cmd": "false"}}}))
+    code, output = clone.judge("--base", "v0.1")
+    assert code == 0 and "the report does not show this regression" in output
 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGTERM, signal.SIGKILL])

@@ -7,10 +7,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ PARAMS: dict[str, Any] = {
     "methods": {"dense": {"layer": "dense"}, "eugen": {"layer": "eugen"}},
     "scratch": {"rows": {}, "tasks": {}},
 }
+PASSWORD = "operator:planted-prefect-password"
 STAGES = 9  # prepare, baseline, three verbs of two methods, report
 
 
@@ -96,6 +99,45 @@ class Toy:
         folders = [self.folder / name for name in ("data", "artifacts", "results", "reports")]
         files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
+
+
+@contextmanager
+def serve(log: Path, env: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The variables that lead to a Prefect server of our own, which asks for a password."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui"]
+    server = start(
+        [sys.executable, "-m", *command], log, env | {"PREFECT_SERVER_API_AUTH_STRING": PASSWORD}, ROOT
+    )
+    url = f"http://127.0.0.1:{port}/api"
+
+    def healthy() -> bool:
+        assert server.poll() is None, log.read_text()
+        try:
+            return httpx.get(f"{url}/health").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    try:
+        wait_for(healthy, "Prefect server")
+        yield {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": PASSWORD}
+    finally:
+        end(server)
+
+
+def start(command: list[str], log: Path, env: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
+    """A process in a session of its own, which writes to `log`."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command, cwd=folder, env=env, stdout=output, stderr=output, start_new_session=True
+        )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill what `start` started, with its children."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def ask(server: dict[str, str], path: str, query: dict[str, Any]) -> Any:
