@@ -74,7 +74,9 @@ def serve(project: Path, host: str, port: int, mlflow_port: int, say: Say) -> No
 def _start_prefect(project: Path, host: str, port: int, env: dict[str, str]) -> subprocess.Popen[bytes]:
     home = os.environ.get("PREFECT_HOME") or str(project / ".work" / "prefect")
     command = child.command("prefect", "server", "start", "--host", host, "--port", str(port))
-    return _start(project, command, env | {"PREFECT_HOME": home}, "prefect-server.log")
+    # The pages ask the server that they came from, under whatever name the browser knows it.
+    pages = {"PREFECT_UI_API_URL": "/api", "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
+    return _start(project, command, env | {"PREFECT_HOME": home} | pages, "prefect-server.log")
 
 
 def _start_mlflow(project: Path, host: str, port: int, *, auth: bool) -> subprocess.Popen[bytes]:

@@ -28,6 +28,12 @@ def prefect(path: str, body: dict[str, Any] | None = None) -> Any:
     return httpx.post(url, json=body or {}, auth=(name, password)).raise_for_status().json()
 
 
+def page() -> bool:
+    """Prefect's page in a browser asks the server that it came from."""
+    settings = httpx.get(f"{os.environ['PREFECT_API_URL'].removesuffix('/api')}/ui-settings")
+    return settings.raise_for_status().json()["api_url"] == "/api"
+
+
 def mlflow_runs(condition: str) -> list[dict[str, Any]]:
     """Runs of MLflow's server."""
     auth = (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])

@@ -63,7 +63,7 @@ alone() { # what a single machine makes of the same parameters, without any serv
 servers() {
     background hub servers python -m flows.operate server --port "$PREFECT_PORT" --mlflow-port "$MLFLOW_PORT"
     SERVERS=$!
-    within 180 test -s "$T/hub/.work/servers.json"
+    within 180 test -s "$T/hub/.work/servers.json" && check page
 }
 servers_again() { operate hub server --port "$PREFECT_PORT" --mlflow-port "$MLFLOW_PORT" | grep "are running"; }
 refused() { check refused "$PREFECT_API_URL/flows/filter" && check refused "$MLFLOW_TRACKING_URI/api/2.0/mlflow/experiments/search"; }
