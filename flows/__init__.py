@@ -8,6 +8,8 @@ import json
 import os
 from pathlib import Path
 
+from flows.machine.process import lives
+
 _WORK = Path(__file__).resolve().parent.parent / ".work"
 
 
@@ -15,8 +17,7 @@ def _server_of_this_clone() -> str | None:
     """The address of the Prefect server that `make server` runs in this clone, if it does."""
     try:
         entry = json.loads((_WORK / "servers.json").read_text(encoding="utf-8"))
-        os.kill(entry["pid"], 0)
-        return entry["prefect"]
+        return entry["prefect"] if lives(entry["pid"], entry["created"]) else None
     except (OSError, ValueError, KeyError):
         return None
 

@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -49,13 +50,21 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
+_held = threading.local()
+"""The clones that this thread holds."""
+
+
 @contextmanager
 def held(project: Path, say: Say, *, wait: bool = True) -> Iterator[bool]:
     """Hold the clone for one benchmark; another is waited for, and named. Raises `Busy` without `wait`.
 
     If the last one was killed, its name is still there, and its drafts are removed. Gives whether one was
-    killed whose flow run nobody has closed yet (`killed_mark`).
+    killed whose flow run nobody has closed yet (`killed_mark`). Within another `held` of the same thread it
+    does nothing.
     """
+    if str(project) in _held.__dict__:
+        yield killed_mark(project).exists()
+        return
     owner = project / ".work" / "bench.owner.json"
     owner.parent.mkdir(exist_ok=True)
     lock = FileLock(project / ".work" / "bench.lock")
@@ -74,8 +83,10 @@ def held(project: Path, say: Say, *, wait: bool = True) -> Iterator[bool]:
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         entry = {"pid": os.getpid(), "since": since, "command": shlex.join(sys.argv)}
         write_whole(owner, json.dumps(entry).encode())
+        _held.__dict__[str(project)] = True
         yield killed_mark(project).exists()
     finally:
+        _held.__dict__.pop(str(project), None)
         owner.unlink(missing_ok=True)
         lock.release()
 
@@ -137,6 +148,12 @@ def git(project: Path, *arguments: str) -> bytes | None:
     """What git answers in the clone, None if it refuses, as outside a repository."""
     told = subprocess.run(["git", *arguments], cwd=project, capture_output=True, check=False)
     return told.stdout if told.returncode == 0 else None
+
+
+def changed_sources(project: Path) -> str:
+    """What git finds changed, and not committed, of the code that computes; empty if nothing is."""
+    changed = git(project, "status", "--porcelain", "--", "eugen", "stages", "flows", "dvc.yaml")
+    return changed.decode().rstrip() if changed else ""
 
 
 def commit(project: Path) -> str | None:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from flows import results
 from flows.dvc.runner import DvcRunner, StageFailed
+from flows.machine import devices
 from flows.run import Outcome, make_report, note_failure, plan, recorder
 from flows.schedule import LAST, verb
 
+TIMED = "profile@dvc repro"
+"""DVC times stages among others that do not, so the whole run counts as one that does."""
+
 
 def run_graph(runner: DvcRunner) -> Outcome:
-    """Run what is stale; the output of DVC is shown as it is."""
+    """Run what is stale, alone on the CPU or on one GPU; the output of DVC is shown as it is."""
     outcome = plan(runner)
     with recorder(runner, outcome):
-        failed = bool(outcome.todo) and runner.run_all(print) != 0
+        failed = False
+        if outcome.todo:
+            device = devices.device_of(runner.project)
+            with devices.slot(device, TIMED, print, counted=False) as variables:
+                failed = runner.run_all(print, variables) != 0
         if failed:
             _sort(runner, outcome)
         good = [stage for stage in outcome.todo if stage not in outcome.failed | outcome.skipped]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.util import find_spec
@@ -136,6 +137,34 @@ class Remote:
             say(f"fetched what {len(stages)} stages have left elsewhere")
 
 
+def pull_keeping(remote: Remote, project: Path, *targets: str) -> None:
+    """Pull, and keep what is here of the stages that the remote lacks: DVC removes it before it asks.
+
+    Raises `RemoteError` where that could not be brought back, because DVC has never recorded it.
+    """
+    if unrecorded := _unrecorded(project, targets):
+        raise RemoteError(
+            "pulling would delete outputs that no run has recorded: dvc commit -f "
+            f"{' '.join(unrecorded)}, or delete them first"
+        )
+    if missing := remote.pull(*targets).missing:
+        with suppress(RemoteError):  # what DVC's cache has lost as well is not here either
+            _dvc(project, "checkout", "--force", *missing)
+
+
+def _unrecorded(project: Path, targets: tuple[str, ...]) -> list[str]:
+    """Stages with an output that differs from the one that dvc.lock has, or that it does not have."""
+    outs = {
+        stage: change["changed outs"]
+        for stage, changes in DvcRunner(project, "remote").changes(*targets).items()
+        for change in changes
+        if isinstance(change, dict) and "changed outs" in change
+    }
+    return [
+        stage for stage, changed in outs.items() if {"modified", "new", "not in cache"} & {*changed.values()}
+    ]
+
+
 def _configure(project: Path, present: dict[str, str], settings: dict[str, str]) -> None:
     """Enter a remote into the clone's settings unless it stands there."""
     wanted = {f"remote.{NAME}.{key}": value for key, value in settings.items()} | {"core.remote": NAME}
@@ -203,7 +232,10 @@ def main(
             _settings(remote)  # before the command's words are noted as the owner of the clone
         with clone.held(project, print):
             there = Remote(project, remote)
-            (there.push if direction is Direction.push else there.pull)(*(targets or ()))
+            if direction is Direction.push:
+                there.push(*(targets or ()))
+            else:
+                pull_keeping(there, project, *(targets or ()))
     except RemoteError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None

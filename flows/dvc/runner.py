@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -84,15 +85,19 @@ class DvcRunner:
         with ThreadPoolExecutor() as pool:
             graph = pool.submit(self._answer, "dag", "--dot")
             try:
-                status = self._answer("status", "--json")
+                stale = self.changes()
             except RuntimeError as error:
                 if "dvc.lock" not in str(error):
                     raise
                 repair_dvc_lock(self.project, self._say)
-                status = self._answer("status", "--json")
+                stale = self.changes()
                 graph = pool.submit(self._answer, "dag", "--dot")
-        self.survey = Survey(_parse_graph(graph.result()), frozenset(json.loads(status or "{}")))
+        self.survey = Survey(_parse_graph(graph.result()), frozenset(stale))
         return self.survey
+
+    def changes(self, *targets: str) -> dict[str, Any]:
+        """What `dvc status` finds changed, by stage, of all or of `targets`."""
+        return json.loads(self._answer("status", "--json", *targets) or "{}")
 
     def run_stage(
         self, stage: str, *, timeout_s: float, say: Say, env: Mapping[str, str] | None = None
@@ -141,9 +146,9 @@ class DvcRunner:
             )
         return outcome
 
-    def run_all(self, say: Say) -> int:
-        """Plain `dvc repro --keep-going`; returns DVC's exit code."""
-        return self.follow(say, "repro", "--keep-going")
+    def run_all(self, say: Say, env: Mapping[str, str]) -> int:
+        """Plain `dvc repro --keep-going` with `env` added to its environment; returns DVC's exit code."""
+        return self.follow(say, "repro", "--keep-going", env=env)
 
     def follow(self, say: Say, *arguments: str, env: Mapping[str, str] | None = None) -> int:
         """Any DVC command, its output line by line to `say`; returns DVC's exit code.

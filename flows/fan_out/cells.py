@@ -100,12 +100,16 @@ def _told(stages: list[str], outcome: Outcome) -> dict[str, Any]:
 
 
 def check_commit(folder: Path, wanted: str | None) -> None:
-    """Raise `WrongClone` unless the clone is at the commit `wanted`; None is at no commit, and fits."""
-    if wanted is not None and (here := clone.commit(folder)) != wanted:
+    """Raise `WrongClone` unless the clone's code is that of the commit `wanted`; None fits any."""
+    if wanted is None:
+        return
+    if (here := clone.commit(folder)) != wanted:
         raise WrongClone(
             f"{folder} is at {here[:10] if here else 'no commit'}, the coordinator at {wanted[:10]}: "
             f"git -C {folder} fetch && git -C {folder} checkout {wanted[:10]}"
         )
+    if changed := clone.changed_sources(folder):
+        raise WrongClone(f"{folder} has changes that no commit has: git -C {folder} stash -u\n{changed}")
 
 
 class Delivery:

@@ -67,9 +67,8 @@ def run_cells(runner: DvcRunner, outcome: Outcome, pool: str, timeouts_s: dict[s
 
 def _commit(project: Path) -> str | None:
     """The commit that the workers must be at, None outside a repository."""
-    if changed := clone.git(project, "status", "--porcelain", "--", "eugen", "stages", "flows", "dvc.yaml"):
-        told = changed.decode().strip()
-        raise WrongParameters(f"fan-out sends a commit to the workers: commit or stash first\n{told}")
+    if changed := clone.changed_sources(project):
+        raise WrongParameters(f"fan-out sends a commit to the workers: commit or stash first\n{changed}")
     return clone.commit(project)
 
 

@@ -55,11 +55,12 @@ def limit_name(gpu: str) -> str:
 
 
 @contextmanager
-def slot(device: str, stage: str, say: Say) -> Iterator[dict[str, str]]:
+def slot(device: str, stage: str, say: Say, *, counted: bool = True) -> Iterator[dict[str, str]]:
     """Hold what a stage needs of this machine; yields the variables its process must see.
 
     `device` is `run.device`. On `cuda` the first free GPU is taken; `cuda:N` names one. On the CPU a stage
     that times waits until no stage of any clone on this machine runs, and the others wait while it does.
+    Where there is no Prefect server, or none is to be asked, `counted` is False.
     """
     if not device.startswith("cuda"):
         with _cpu(alone=verb(stage) in TIMED, stage=stage, say=say):
@@ -67,7 +68,7 @@ def slot(device: str, stage: str, say: Say) -> Iterator[dict[str, str]]:
     elif verb(stage) in WITHOUT_GPU:
         yield {}
     else:
-        with _gpu(device, stage, say) as variables:
+        with _gpu(device, stage, say, counted=counted) as variables:
             yield variables
 
 
@@ -79,13 +80,13 @@ def cpu_alone(what: str, say: Say) -> Iterator[None]:
 
 
 @contextmanager
-def _gpu(device: str, stage: str, say: Say) -> Iterator[dict[str, str]]:
+def _gpu(device: str, stage: str, say: Say, *, counted: bool) -> Iterator[dict[str, str]]:
     present = gpus()
     wanted = [device.removeprefix("cuda:")] if ":" in device else present
     if not wanted:  # the stage itself says what is wrong with the device
         yield {}
         return
-    with _first_free(wanted, stage, say) as gpu, _counted(limit_name(gpu)):
+    with _first_free(wanted, stage, say) as gpu, _counted(limit_name(gpu) if counted else None):
         yield {} if ":" in device else {"CUDA_VISIBLE_DEVICES": gpu}
 
 
@@ -105,9 +106,9 @@ def _first_free(names: list[str], stage: str, say: Say) -> Iterator[str]:
 
 
 @contextmanager
-def _counted(limit: str) -> Iterator[None]:
+def _counted(limit: str | None) -> Iterator[None]:
     """Hold one of the server's slots, where a worker has made the limit."""
-    if "PREFECT_API_URL" not in os.environ:
+    if limit is None or "PREFECT_API_URL" not in os.environ:
         yield
         return
     from prefect.concurrency.sync import concurrency

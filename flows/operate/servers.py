@@ -8,11 +8,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import psutil
+from filelock import FileLock, Timeout
 
 from flows.clone import write_whole
 from flows.dvc.repair import Say
@@ -37,17 +39,28 @@ def serve(project: Path, host: str, port: int, mlflow_port: int, say: Say) -> No
     """Run both servers until one ends or this process is told to; returns at once if they run already.
 
     Raises `OpenToTheNetwork` for an address other than loopback without a password, `CannotServe` for a port
-    in use or a server that does not come up.
+    in use, a server that does not come up, and for servers of this clone that run at other addresses: two
+    must not write one database.
     """
     secret = access.server_environment(host)
     prefect, mlflow = f"http://{host}:{port}", f"http://{host}:{mlflow_port}"
-    if _runs_here(project, prefect):
+    (project / ".work").mkdir(exist_ok=True)
+    try:
+        lock = FileLock(project / ".work" / "servers.lock").acquire(timeout=0)
+    except Timeout:
+        if (there := _address_of_running(project)) != f"{prefect}/api":
+            raise CannotServe(f"the servers of this clone run at {there}: stop them first") from None
         say(f"the servers of this clone are running: Prefect {prefect}, MLflow {mlflow}")
         return
+    with lock:
+        _serve(project, host, port, mlflow_port, secret, say)
+
+
+def _serve(project: Path, host: str, port: int, mlflow_port: int, secret: dict[str, str], say: Say) -> None:
+    prefect, mlflow = f"http://{host}:{port}", f"http://{host}:{mlflow_port}"
     for name, wanted in (("PORT", port), ("MLFLOW_PORT", mlflow_port)):
         if not _free(host, wanted):
             raise CannotServe(f"port {wanted} of {host} is in use: stop that program or set {name}")
-    (project / ".work").mkdir(exist_ok=True)
     auth = bool(secret) or "MLFLOW_TRACKING_PASSWORD" in os.environ
     servers = [
         _start_prefect(project, host, port, secret),
@@ -112,13 +125,14 @@ def _wait(servers: list[subprocess.Popen[bytes]], healthy: Callable[[], bool]) -
         time.sleep(0.3)
 
 
-def _runs_here(project: Path, prefect: str) -> bool:
-    try:
-        entry = json.loads(record_path(project).read_text(encoding="utf-8"))
-        created = psutil.Process(entry["pid"]).create_time()
-    except (OSError, ValueError, psutil.Error):
-        return False
-    return entry["created"] == created and entry["prefect"] == f"{prefect}/api"
+def _address_of_running(project: Path) -> str:
+    """Where the Prefect server of this clone listens; one that is starting is waited for."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        with suppress(OSError, ValueError):
+            return json.loads(record_path(project).read_text(encoding="utf-8"))["prefect"]
+        time.sleep(0.3)
+    raise CannotServe(f"another make server holds this clone and has not started within {START_S:.0f} s")
 
 
 def _free(host: str, port: int) -> bool:

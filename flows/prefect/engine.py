@@ -75,7 +75,7 @@ def benchmark(
     """
     folder = own_clone(project)
     tag(folder)
-    with ready(folder, profile) as runner, signs_of_life():
+    with signs_of_life(), ready(folder, profile) as runner:
         close_killed(folder, say)
         outcome = plan(runner)
         with recorder(runner, outcome):

@@ -17,6 +17,7 @@ from prefect.states import Crashed
 
 from flows.clone import killed_mark
 from flows.dvc.repair import Say
+from flows.machine.process import lives
 
 _ALIVE = {"type": {"any_": [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]}}
 
@@ -58,8 +59,8 @@ def _lives(label: str) -> bool:
     if kind != "process" or not number.isdigit():
         return False
     try:
-        return abs(psutil.Process(int(number)).create_time() - float(started)) < 2
-    except (psutil.NoSuchProcess, ValueError):
+        return lives(int(number), float(started))
+    except ValueError:
         return False
 
 

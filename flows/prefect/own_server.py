@@ -13,11 +13,14 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+ANSWER_S = 30.0
+"""How long a server that should be running may take to answer."""
 STOP_S = 10.0
 """How long the server may take to write what it holds before it is killed."""
 
@@ -26,9 +29,11 @@ STOP_S = 10.0
 def own_server() -> Iterator[None]:
     """Have PREFECT_API_URL name a server: the user's, else one that ends with this block.
 
-    Prefect must not have been imported before. Raises `RuntimeError` if the server does not come up.
+    Prefect must not have been imported before. Raises `RuntimeError` if the server does not come up, or if
+    the user's does not answer.
     """
-    if "PREFECT_API_URL" in os.environ:
+    if (theirs := os.environ.get("PREFECT_API_URL")) is not None:
+        _check(theirs)
         yield
         return
     server, address = _start()
@@ -42,6 +47,19 @@ def own_server() -> Iterator[None]:
     finally:
         del os.environ["PREFECT_API_URL"]
         _stop(server)
+
+
+def _check(url: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=ANSWER_S):
+            return
+    except urllib.error.HTTPError:
+        return  # it is there, and says what it thinks to those who bring a password
+    except (OSError, ValueError) as error:
+        raise RuntimeError(
+            f"the Prefect server of PREFECT_API_URL ({url}) does not answer ({error}): start it "
+            "(make server), or unset the variable"
+        ) from None
 
 
 def _start() -> tuple[subprocess.Popen[bytes], str]:

@@ -12,9 +12,10 @@ from typing import Annotated
 import typer
 
 from flows.benchmark import leave
-from flows.clone import WrongParameters
+from flows.clone import WrongParameters, held
 from flows.prefect.own_server import own_server
 from flows.regression.measurement import CODES, WRONG_USAGE
+from flows.run import say
 
 
 def main(
@@ -31,14 +32,18 @@ def main(
     """Judge the working tree. Exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive, 4 void, 130 stopped."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
+    folder = project.resolve()
     chosen = [name.strip() for name in cases.split(",")] if cases else None
     try:
-        with own_server():
+        # Held first: two servers of a clone's own must not meet on its database.
+        with held(folder, say), own_server():
             from flows.regression.flow import VERDICTS, regression
 
-            state = regression(str(project.resolve()), base, chosen, inject, seconds, return_state=True)
+            state = regression(str(folder), base, chosen, inject, seconds, return_state=True)
     except KeyboardInterrupt:
         leave("stopped: nothing is measured any more, and there is no verdict", 130)
+    except Exception as error:  # only a measured verdict may end with the code of a failed one
+        leave(f"there is no verdict: {error}", CODES["void"])
     error = None if state.is_completed() else state.result(raise_on_failure=False)
     if isinstance(error, WrongParameters):
         leave(str(error), WRONG_USAGE)

@@ -1,8 +1,8 @@
 """Is this commit slower, larger or worse than another? The regression measurement as a Prefect flow.
 
 How a run ends, as the flow run's state: pass: Completed. fail and wrong usage: Failed. inconclusive: a failed
-state with the name Inconclusive. void: one with the name Void; so does a measurement that broke. Whatever is
-no pass is red in Prefect, and only a real `fail` blames the code.
+state with the name Inconclusive. void: one with the name Void; so does whatever breaks on the way. Whatever
+is no pass is red in Prefect. A run that a worker began is also told of when it cannot measure.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State, StateType
 from prefect.events import emit_event
 from prefect.logging.handlers import APILogHandler
+from prefect.runtime import deployment
 
 from flows import clone
 from flows.clone import WrongParameters
@@ -26,7 +27,7 @@ from flows.machine.programs import answer, run
 from flows.prefect.flow_runs import close_killed, tag
 from flows.prefect.life import signs_of_life
 from flows.regression import verdict_page
-from flows.regression.measurement import ALIAS_NOT_SET, measure
+from flows.regression.measurement import ALIAS_NOT_SET, measure, void
 from flows.run import LOG, REPORT_TIMEOUT_S, UPLOAD_S, new_run_id, say
 from flows.schedule import LAST
 
@@ -56,21 +57,35 @@ def regression(
     that it returns is described above. Raises `WrongParameters` before any work.
     """
     folder = clone.own_clone(project)
-    tag(folder)
-    run_id = os.environ.get("EUGEN_PIPELINE_RUN") or new_run_id()
-    with clone.held(folder, say), signs_of_life():
-        close_killed(folder, say)
-        wait_for_other_dvc(folder, say)
-        arguments = ["--base", resolve(folder, base)]
-        arguments += ["--cases", ",".join(cases)] if cases else []
-        arguments += ["--inject", f"{inject:g}"] if inject else []
-        arguments += ["--seconds", f"{seconds:g}"] if seconds else []
-        with devices.cpu_alone("regression", say):
-            record = measure(folder, arguments, say, run_id)
+    arguments = ["--cases", ",".join(cases)] if cases else []
+    arguments += ["--inject", f"{inject:g}"] if inject else []
+    arguments += ["--seconds", f"{seconds:g}"] if seconds else []
+    try:
+        tag(folder)
+        with signs_of_life(), clone.held(folder, say):
+            record = judge(folder, base, arguments)
+    except WrongParameters as error:
+        if deployment.id:  # nobody looks at a terminal
+            tell(void(str(error)))
+        raise
+    except Exception as error:  # of whatever kind: an alarm that cannot ring must not look like silence
+        record = void(f"{type(error).__name__}: {error}")
         tell(record)
-        mirror(folder, record, run_id)
-        refresh_report(folder, run_id)
     return state_of(record)
+
+
+def judge(project: Path, base: str | None, arguments: list[str]) -> dict[str, Any]:
+    """Measure, tell the verdict, and enter it into MLflow and the report; returns the record."""
+    run_id = os.environ.get("EUGEN_PIPELINE_RUN") or new_run_id()
+    close_killed(project, say)
+    wait_for_other_dvc(project, say)
+    arguments = ["--base", resolve(project, base), *arguments]
+    with devices.cpu_alone("regression", say):
+        record = measure(project, arguments, say, run_id)
+    tell(record)
+    mirror(project, record, run_id)
+    refresh_report(project, run_id)
+    return record
 
 
 def resolve(project: Path, base: str | None) -> str:

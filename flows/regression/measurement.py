@@ -34,14 +34,14 @@ def measure(
     new = sorted(path for path, written in _records(project).items() if before.get(path) != written)
     if not new:
         ended = f"was killed after {timeout_s:g} s" if code is None else f"ended with code {code}"
-        return _void(f"the measurement {ended} and left no record" + (f": {last}" if last else ""))
+        return void(f"the measurement {ended} and left no record" + (f": {last}" if last else ""))
     try:
         record = json.loads(new[-1].read_text(encoding="utf-8"))
         known = CODES[record["verdict"]]
     except (ValueError, KeyError, TypeError) as error:
-        return _void(f"{new[-1].relative_to(project)} is no record ({type(error).__name__}: {error})")
+        return void(f"{new[-1].relative_to(project)} is no record ({type(error).__name__}: {error})")
     if known != code:
-        return _void(
+        return void(
             f"the record says {record['verdict']}, but the measurement ended with code {code}: {last}"
         )
     return record | {"file": new[-1].relative_to(project).as_posix()}
@@ -52,5 +52,6 @@ def _records(project: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in (project / RECORDS).glob("*.json")}
 
 
-def _void(reason: str) -> dict[str, Any]:
+def void(reason: str) -> dict[str, Any]:
+    """The record of a measurement that says nothing about the code, and why."""
     return {"verdict": "void", "reason": reason, "cases": [], "file": None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,9 +105,15 @@ def test_a_second_benchmark_names_the_first_and_waits(project: Path):
             entered.set()
             release.wait()
 
-    with held(project, print):
-        with pytest.raises(Busy, match="another benchmark holds .*process"), held(project, print, wait=False):
+    def impatient() -> None:
+        with held(project, print, wait=False):
             pass
+
+    with held(project, print):
+        with held(project, print, wait=False):
+            pass  # the same thread's: nothing to wait for
+        with ThreadPoolExecutor() as pool, pytest.raises(Busy, match="another benchmark holds .*process"):
+            pool.submit(impatient).result()
         other = threading.Thread(target=second, daemon=True)
         other.start()
         assert told.wait(10) and not entered.is_set()

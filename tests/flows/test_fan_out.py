@@ -50,6 +50,10 @@ def test_a_clone_at_another_commit_is_refused_with_the_cure(tmp_path: Path):
     check_commit(tmp_path, here)
     with pytest.raises(WrongClone, match=f"git -C {tmp_path} checkout {'0' * 10}"):
         check_commit(tmp_path, "0" * 40)
+    (tmp_path / "eugen").mkdir()
+    (tmp_path / "eugen" / "ffn.py").write_text("# debugged here\n")
+    with pytest.raises(WrongClone, match=r"changes that no commit has.*stash -u\n\?\? eugen/"):
+        check_commit(tmp_path, here)
 
 
 def scheduled(server: dict[str, str]) -> bool:

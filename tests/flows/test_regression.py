@@ -10,9 +10,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -56,7 +58,7 @@ class Clone:
     def newest(self, kind: str) -> dict[str, Any]:
         return newest(self.env, kind)
 
-    def post(self, path: str, body: dict[str, Any]) -> Any:
+    def post(self, path: str, body: Any) -> Any:
         return ask(self.env, path, body)
 
     def event(self, verdict: str) -> dict[str, Any]:
@@ -131,6 +133,21 @@ def test_the_report_that_is_there_gets_the_regression(clone: Clone):
     assert code == 0 and "the report does not show this regression" in output
 
 
+def test_what_cannot_be_measured_is_no_failed_commit(clone: Clone):
+    clone.behave(code=1, record=record(case("block", 1.1, "fail")))
+    code, output = clone.judge("--base", "v0.1", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert code == 4 and "there is no verdict: the Prefect server" in output and "Traceback" not in output
+    assert clone.asked() == []
+
+
+def test_a_deployed_run_that_cannot_begin_rings_the_alarm(clone: Clone):
+    clone.behave(code=2, say="base 'gone' is no commit of this clone")
+    code, output = clone.judge("--base", "gone", PREFECT__RUNTIME__DEPLOYMENT__ID=str(uuid4()))
+    assert code == 2 and "base 'gone' is no commit" in output
+    message = clone.event("void")["payload"]["message"]
+    assert "base 'gone' is no commit of this clone" in message
+
+
 @pytest.mark.parametrize("with_signal", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_a_flow_that_is_stopped(clone: Clone, with_signal: signal.Signals):
     clone.behave(hang=True)
@@ -198,7 +215,7 @@ def test_a_failed_regression_is_told_once_and_a_passed_one_is_not(clone: Clone, 
     )
     assert done.returncode == 0, done.stderr
     assert "hidden-word" not in done.stdout + done.stderr
-    assert len(clone.post("automations/filter", {})) == 1, "the second call brings the first up to date"
+    assert len(clone.post("automations/filter", {})) == 2, "the second call makes no more"
     clone.behave(code=0, record=record(case("block")))
     assert clone.judge("--base", "v0.1")[0] == 0
     clone.behave(code=1, record=record(case('a "quoted" <block>', 1.1, "fail")))
@@ -208,6 +225,25 @@ def test_a_failed_regression_is_told_once_and_a_passed_one_is_not(clone: Clone, 
     assert kind == "application/json"
     assert body["verdict"] == "fail" and body["candidate"]["commit"] == CANDIDATE
     assert body["text"].startswith("regression fail: 2222222 against v0.1")
+    for deployment in ("cpu", "nightly"):  # killed: what Prefect itself tells
+        clone.post("events", [crash_of(deployment)])
+    wait_for(lambda: listener.heard[1:], "call of the webhook", 30)
+    assert [told["text"] for _, told in listener.heard[1:]] == [
+        "regression void: a nightly run was killed, nothing was measured"
+    ]
+
+
+def crash_of(deployment: str) -> dict[str, Any]:
+    """The event of a deployment's flow run that crashed."""
+    related = {"prefect.resource.role": "deployment", "prefect.resource.name": deployment}
+    return {
+        "id": str(uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": "prefect.flow-run.Crashed",
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{uuid4()}"},
+        "related": [{"prefect.resource.id": f"prefect.deployment.{uuid4()}"} | related],
+        "payload": {},
+    }
 
 
 def test_only_a_web_address_is_told():

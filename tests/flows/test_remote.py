@@ -61,6 +61,20 @@ def test_what_nobody_pushed_is_named_and_not_computed(finished: Toy, fresh: Toy,
     assert len(found.present) == 3 and not found.restored and not found.missing
 
 
+def test_what_is_here_of_a_stage_that_nobody_pushed_stays(finished: Toy, tmp_path: Path):
+    shared = str(tmp_path / "remote")
+    assert command(finished, "push", "--remote", shared)[0] == 0
+    before = finished.outputs()
+    (finished.folder / "results" / "note").write_text("the report is stale now")
+    code, said = command(finished, "pull")
+    assert code == 0 and "not in the remote, the next run computes them: report" in said
+    assert finished.outputs() == before | {"results/note": b"the report is stale now"}
+    made = finished.folder / "reports" / "report.html"
+    made.write_text("by hand")
+    code, said = command(finished, "pull")
+    assert code == 1 and "dvc commit -f report" in said and made.read_text() == "by hand"
+
+
 def test_a_changed_byte_in_the_remote_is_not_taken(finished: Toy, fresh: Toy, tmp_path: Path):
     shared = tmp_path / "remote"
     Remote(finished.folder, str(shared)).push()

@@ -140,11 +140,12 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def ask(server: dict[str, str], path: str, query: dict[str, Any]) -> Any:
+def ask(server: dict[str, str], path: str, query: Any) -> Any:
     """What a Prefect server answers to somebody with its password."""
     name, _, password = server["PREFECT_API_AUTH_STRING"].partition(":")
     url = f"{server['PREFECT_API_URL']}/{path}"
-    return httpx.post(url, json=query, auth=(name, password)).raise_for_status().json()
+    answer = httpx.post(url, json=query, auth=(name, password)).raise_for_status()
+    return answer.json() if answer.content else None
 
 
 def newest(server: dict[str, str], kind: str, **query: Any) -> dict[str, Any]:
@@ -185,9 +186,11 @@ def build(folder: Path) -> None:
     made = {name.split("/")[0] for stage in stages for name in stage["outs"] if "$" in name}
     for name in (name for stage in stages for name in stage["deps"]):
         path = folder / name.replace("${item.task}", "vision")
+        if name.split("/")[0] in made:
+            continue
         if path.suffix:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"# {name}\n")
-        elif name.split("/")[0] not in made:
+        else:
             path.mkdir(parents=True, exist_ok=True)
             (path / "source.py").write_text("# source\n")
