@@ -1,7 +1,7 @@
 """Compare the working tree with a commit: `python -m benchmarks.regression --base REF`.
 
 Exit codes: 0 pass, 1 fail, 2 wrong usage, 3 inconclusive, 4 void (the machine was too unsteady), 5 a worker
-died, 130 stopped.
+died or anything else went wrong that no verdict foresees, as a full disk, 130 stopped.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import math
 import signal
 import sys
+import traceback
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from benchmarks.regression.processes import WorkerLost
 from benchmarks.regression.sampling import Limits
 from benchmarks.regression.worktree import WrongReference, candidate, checked_out, held, resolve
 
-WRONG_USAGE, LOST, STOPPED = 2, 5, 130
+WRONG_USAGE, BROKEN, STOPPED = 2, 5, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,15 +34,20 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, _stop)
     try:
         found = run(options.project.resolve(), options.base, options.cases, options.limits)
-        path = record.save(found, options.out)
+        try:
+            path = record.save(found, options.out)
+        finally:  # a full disk does not take the table, too
+            print(record.text(found), flush=True)
+        print(f"record: {path}", flush=True)
     except WrongReference as error:
         return _leave(str(error), WRONG_USAGE)
     except WorkerLost as error:
-        return _leave(f"no verdict: {error}", LOST)
+        return _leave(f"no verdict: {error}", BROKEN)
     except KeyboardInterrupt:
         return _leave("stopped: no worker runs any more, nothing was written", STOPPED)
-    print(record.text(found))
-    print(f"record: {path}")
+    except Exception as error:  # Python's own exit code, 1, would blame the candidate
+        traceback.print_exc()
+        return _leave(f"ended by an error, not by a verdict: {type(error).__name__}: {error}", BROKEN)
     return verdict.EXIT_CODES[found["verdict"]]
 
 

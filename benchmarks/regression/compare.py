@@ -46,30 +46,36 @@ def _case(case: Case, workers: Workers, trees: Trees, limits: Limits) -> dict[st
         base = workers.base.ask("prepare", case=case.name)
         ours = [_error(workers.base, case, seed) for seed in SEEDS] if case.fitted else []
         workers.control.ask("prepare", case=case.name)
-    except Refused as refusal:
-        return {
-            **empty,
-            **Finding(PASS, f"{verdict.NEW}, the base says {refusal}").said(),
-            "noise_free": PASS,
-        }
-    try:
         candidate = workers.candidate.ask("prepare", case=case.name)
         theirs = [_error(workers.candidate, case, seed) for seed in SEEDS] if case.fitted else []
     except Refused as refusal:
-        return {**empty, **Finding(FAIL, f"the candidate cannot: {refusal}").said(), "noise_free": FAIL}
+        found = _refused(refusal)
+        return {**empty, **found.said(), "noise_free": found.verdict}
     exact = {name: [count, candidate[name]] for name, count in base.items()}
     quality = _quality(ours, theirs) if case.fitted else None
     counted, computed = verdict.judge_exact(exact), verdict.judge_quality(quality)
-    judged, latency, control = _latency(case, workers, trees, limits)
+    certain = [counted.verdict, computed.verdict]
+    try:
+        judged, latency, control = _latency(case, workers, trees, limits)
+    except Refused as refusal:  # though its first call went well
+        judged, latency, control = _refused(refusal), None, None
+        certain.append(judged.verdict)
     return {
         **empty,
         **verdict.judge_case(counted, computed, judged).said(),
-        "noise_free": FAIL if FAIL in (counted.verdict, computed.verdict) else PASS,
+        "noise_free": FAIL if FAIL in certain else PASS,
         "exact": exact,
         "latency": latency,
         "control": control,
         "quality": quality,
     }
+
+
+def _refused(refusal: Refused) -> Finding:
+    """What it means that a library cannot build, fit or call the case."""
+    if refusal.name == "candidate":
+        return Finding(FAIL, f"the candidate cannot: {refusal}")
+    return Finding(PASS, f"{verdict.NEW}, the base says {refusal}")
 
 
 def _error(worker: Worker, case: Case, seed: int) -> float:
@@ -85,7 +91,11 @@ def _quality(base: list[float], candidate: list[float]) -> dict[str, Any]:
 def _latency(
     case: Case, workers: Workers, trees: Trees, limits: Limits
 ) -> tuple[Finding, dict[str, Any], dict[str, Any]]:
-    """Verdict, latency and control of a case that is prepared."""
+    """Verdict, latency and control of a case that is prepared.
+
+    Raises:
+        Refused: a library fails in a later call than its first.
+    """
     main, control = sample(workers, limits)
     found = verdict.judge_latency(main.ratio, control.ratio, least_pairs=limits.pairs)
     latency = {**main.said(), "confirmed": None}

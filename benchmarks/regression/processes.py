@@ -25,7 +25,11 @@ class WorkerLost(RuntimeError):
 
 
 class Refused(Exception):
-    """A worker's library cannot do what was asked of it. The message is its own."""
+    """A worker's library cannot do what was asked of it. The message is its own, `name` the worker's."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class Worker:
@@ -76,7 +80,7 @@ class Worker:
             raise self._lost()
         answer = json.loads(line)
         if "error" in answer:
-            raise Refused(answer["error"])
+            raise Refused(self.name, answer["error"])
         return answer
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:

@@ -95,10 +95,12 @@ class Subject:
         return self._hello
 
     def prepare(self, case: str) -> dict[str, Any]:
-        """Build the network of a case; says MACs, parameters and bytes."""
+        """Build the network of a case and call a copy of it once; says MACs, parameters and bytes."""
         self._call = None
         self._spacers.clear()
         self._model, self._example, counted = self._cases.build(self._cases.CASES[case])
+        with self._torch.no_grad():
+            copy.deepcopy(self._model)(self._example)
         gc.collect()
         gc.freeze()  # what is alive now need not be looked through again at each new place
         return counted

@@ -24,7 +24,7 @@ import typer
 import yaml
 from filelock import FileLock, Timeout
 
-from flows.dvc.repair import wait_for_other_dvc
+from flows.dvc.repair import Say, wait_for_other_dvc
 
 UNITS_S = {"h": 3600, "d": 86400, "w": 7 * 86400}
 LEFTOVERS = (
@@ -41,6 +41,10 @@ LEFTOVERS = (
 
 class CannotClean(RuntimeError):
     """Cleaning now could destroy something. The message says what and what to do."""
+
+
+class SharedCache(CannotClean):
+    """DVC's cache lies outside the clone: other clones may need what is in it."""
 
 
 @dataclass
@@ -72,12 +76,22 @@ def seconds(older: str) -> int:
     return int(match[1]) * UNITS_S[match[2]]
 
 
-def find(project: Path, before: float) -> list[Waste]:
+def find(project: Path, before: float, say: Say = print) -> list[Waste]:
     """What is older than `before` (Unix seconds) and needed by nothing younger, nor by `dvc.lock`.
 
-    Raises `CannotClean` for a cache outside the project, which other clones may share, and for a
-    `dvc.lock` that cannot be read.
+    `say` is told of a cache outside the project, which stays as it is. Raises `CannotClean` for a `dvc.lock`
+    that cannot be read.
     """
+    try:
+        found = _of_dvc(project, before)
+    except SharedCache as why:
+        say(str(why))
+        found = []
+    left = [path for pattern in LEFTOVERS for path in sorted(project.glob(pattern)) if _newest(path) < before]
+    return [*found, Waste("leftovers of runs", left)]
+
+
+def _of_dvc(project: Path, before: float) -> list[Waste]:
     cache = _cache(project)
     needed = set(_hashes(_locked_stages(project)))
     old: list[Path] = []
@@ -94,11 +108,9 @@ def find(project: Path, before: float) -> list[Waste]:
         for path in sorted((cache / "files" / "md5").glob("*/*"))
         if path.parent.name + path.name not in needed and path.stat().st_mtime < before
     ]
-    left = [path for pattern in LEFTOVERS for path in sorted(project.glob(pattern)) if _newest(path) < before]
     return [
         Waste("records of past runs in DVC's cache", old),
         Waste("objects in DVC's cache", objects),
-        Waste("leftovers of runs", left),
     ]
 
 
@@ -109,8 +121,8 @@ def _cache(project: Path) -> Path:
         raise CannotClean(f"dvc cache dir: {told.stderr.strip()}")
     cache = (project / told.stdout.strip()).resolve()
     if not cache.is_relative_to(project.resolve()):
-        raise CannotClean(
-            f"DVC's cache {cache} lies outside this clone and others may need what it holds: "
+        raise SharedCache(
+            f"DVC's cache {cache} lies outside this clone and others may need what it holds: left as it is; "
             "use `dvc gc` with --projects there"
         )
     return cache

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
@@ -101,7 +102,9 @@ def _start(project: Path, command: list[str], env: dict[str, str], log: str) -> 
     """A server that dies with this process, even if that is killed, and does not talk to another server."""
     others = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
     inherited = {name: value for name, value in os.environ.items() if name not in others}
-    with (project / ".work" / log).open("wb") as output:
+    with (project / ".work" / log).open("ab") as output:
+        output.write(f"--- {datetime.now(UTC).isoformat(timespec='seconds')} start\n".encode())
+        output.flush()  # before what the server writes
         return subprocess.Popen(
             command,
             cwd=project,

@@ -44,6 +44,25 @@ def check(host: str, *, auth: bool) -> None:
         )
 
 
+def allowed_hosts(host: str, port: int) -> str | None:
+    """MLFLOW_SERVER_ALLOWED_HOSTS of a server there: what the user gave, its own address and loopback.
+
+    A server answers 403 to a request for another name. None where MLFLOW_SERVER_ALLOWED_HOSTS is not set and
+    MLflow's own names, which setting it replaces, do.
+    """
+    given = os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS")
+    if not given:
+        if host in ("127.0.0.1", "localhost"):
+            return None
+        from mlflow.server.security_utils import get_default_allowed_hosts  # takes seconds
+
+        given = ",".join(get_default_allowed_hosts())
+    served = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    names = dict.fromkeys((served, "localhost", "127.0.0.1"))
+    # A client leaves HTTP's own port away.
+    return ",".join([given, *(name if port == 80 else f"{name}:{port}" for name in names)])
+
+
 def credentials() -> tuple[str, str]:
     """Name and password of the administrator; makes the file of the password if there is none.
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -58,10 +59,14 @@ def start_server(host: str, port: int, *, auth: bool = False) -> subprocess.Pope
     environment = os.environ | quiet | {"DO_NOT_TRACK": "1"}
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         environment.pop(name, None)
+    if (names := access.allowed_hosts(host, port)) is not None:
+        environment["MLFLOW_SERVER_ALLOWED_HOSTS"] = names
     if auth:
         command += ["--app-name", "basic-auth"]
         environment |= access.server_environment()
-    with LOG.open("w") as log:
+    with LOG.open("a", encoding="utf-8") as log:
+        log.write(f"--- {datetime.now(UTC).isoformat(timespec='seconds')} start\n")
+        log.flush()  # before what the server writes
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 

@@ -106,12 +106,28 @@ def test_it_refuses_while_a_benchmark_holds_the_clone(fresh: Toy):
     assert code == 1 and "a benchmark works in this clone" in said
 
 
-def test_it_refuses_what_it_cannot_judge(finished: Toy, tmp_path: Path):
+def test_a_cache_elsewhere_stays_and_the_rest_is_cleaned(finished: Toy, tmp_path: Path):
+    shared = tmp_path / "shared"
+    shutil.move(finished.folder / ".dvc/cache", shared)
+    finished.dvc("config", "cache.dir", str(shared))
+    left = finished.folder / ".work/progress/old"
+    left.mkdir(parents=True)
+    (finished.folder / "stages/tracking").mkdir()
+    (finished.folder / "stages/tracking/clean.py").touch()  # that of this clone is found and called
+    for path in (left, shared):
+        age(path, 60)
+    objects = list(shared.rglob("*"))
+    assert objects
+    (finished.folder / "dvc.lock").unlink()
+    code, said = command(finished, "--older", "30d", "--apply")
+    assert code == 0 and "others may need" in said and "runs in MLflow: none" in said, said
+    assert not left.exists() and all(path.exists() for path in objects)
+    assert "objects in DVC's cache:" not in said
+
+
+def test_it_refuses_what_it_cannot_judge(finished: Toy):
     (finished.folder / "dvc.lock").write_text("<<<<<<< HEAD\n")
     with pytest.raises(CannotClean, match="dvc.lock cannot be read"):
-        clean.find(finished.folder, time.time())
-    finished.dvc("config", "cache.dir", str(tmp_path / "shared"))
-    with pytest.raises(CannotClean, match="others may need"):
         clean.find(finished.folder, time.time())
 
 

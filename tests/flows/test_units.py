@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from flows.machine import devices
+from flows.operate import servers
+from flows.operate.__main__ import server
+from stages.tracking.access import ADMIN
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = ROOT / "flows/operate/units"
@@ -107,6 +116,61 @@ def test_a_service_runs_a_command_that_exists(name: str):
     assert all(word in done.stdout for word in words[3:] if word.startswith("--"))
 
 
-def test_what_is_private_does_not_enter_the_image():
-    ignored = (ROOT / ".dockerignore").read_text().split()
-    assert {".work", ".dvc/config.local", ".env", ".venv"} <= set(ignored)
+PASSWORDS = [".env", "flows/operate/units/.env"]
+"""Where `docker compose` looks: in the folder that it is called in, and beside its file."""
+
+
+def ignored(folder: Path, *paths: str) -> list[str]:
+    """Those that git ignores in that clone."""
+    command = ["git", "check-ignore", "--no-index", *paths]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.split()
+
+
+def test_what_is_private_does_not_enter_the_image(tmp_path: Path):
+    """Docker's patterns are like git's that begin at the root."""
+    lines = (ROOT / ".dockerignore").read_text().split()
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / ".gitignore").write_text("".join(f"/{line}\n" for line in lines))
+    private = [".work/mlflow.password", ".dvc/config.local", ".venv/bin/python", *PASSWORDS]
+    assert ignored(tmp_path, *private, "flows/operate/units/compose.yaml") == private
+
+
+def test_git_takes_no_file_of_passwords():
+    assert ignored(ROOT, *PASSWORDS, "params.yaml") == PASSWORDS
+
+
+def test_a_worker_s_unit_finds_the_server_of_the_same_machine():
+    options = inspect.signature(server).parameters
+    host, port, mlflow = (options[name].default for name in ("host", "port", "mlflow_port"))
+    lines = (UNITS / "eugen-worker@.service").read_text().splitlines()
+    given = [line.removeprefix("Environment=") for line in lines if line.startswith("Environment=")]
+    assert f"PREFECT_API_URL=http://{host}:{port}/api" in given
+    assert f"MLFLOW_TRACKING_URI=http://{host}:{mlflow}" in given
+    assert f"MLFLOW_TRACKING_USERNAME={ADMIN}" in given, "MLflow's client sends no password without a name"
+
+
+def test_the_workers_of_a_machine_share_its_locks_and_nothing_that_tells_clones_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    dockerfile = (UNITS / "Dockerfile").read_text()
+    user = re.search(r"^USER (\d+):", dockerfile, re.MULTILINE)
+    assert user
+    monkeypatch.setattr(os, "getuid", lambda: int(user[1]))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with devices.cpu_alone("a test", print):
+        (folder,) = tmp_path.iterdir()
+    inside = f"/tmp/{folder.name}"
+    assert f"install -d -m 700 -o eugen -g eugen {inside}\n" in dockerfile, "a new volume takes that over"
+    for name in ("cpu-worker", "gpu-worker"):
+        assert f"locks:{inside}" in COMPOSE["services"][name]["volumes"]
+        assert "hostname" not in COMPOSE["services"][name], "its clone's folder is called like the others'"
+
+
+def test_a_server_s_second_start_keeps_the_log_of_the_first(tmp_path: Path):
+    (tmp_path / ".work").mkdir()
+    for word in ("first", "second"):
+        assert servers._start(tmp_path, ["/bin/echo", word], {}, "log").wait() == 0
+    lines = (tmp_path / ".work/log").read_text().splitlines()
+    assert lines[1::2] == ["first", "second"]
+    begun = [datetime.fromisoformat(line.removeprefix("--- ").removesuffix(" start")) for line in lines[::2]]
+    assert begun == sorted(begun) and len(begun) == 2
