@@ -63,7 +63,7 @@ alone() { # what a single machine makes of the same parameters, without any serv
 servers() {
     background hub servers python -m flows.operate server --port "$PREFECT_PORT" --mlflow-port "$MLFLOW_PORT"
     SERVERS=$!
-    within 180 test -s "$T/hub/.work/servers.json" && check page
+    within 180 check page && within 180 test -s "$T/hub/.work/servers.json"
 }
 servers_again() { operate hub server --port "$PREFECT_PORT" --mlflow-port "$MLFLOW_PORT" | grep "are running"; }
 refused() { check refused "$PREFECT_API_URL/flows/filter" && check refused "$MLFLOW_TRACKING_URI/api/2.0/mlflow/experiments/search"; }
@@ -124,10 +124,10 @@ orphans() {
     for pid in "${PIDS[@]}"; do kill -INT -- "-$pid" 2>/dev/null; done
     within 40 check idle "$T/hub" && within 40 check idle "$T/one" && within 40 check idle "$T/two"
 }
-secret() { # all that was written but the password file, MLflow's own accounts and this script's log
+secret() { # in all that was written but MLflow's accounts, and what Prefect gives to a run that is killed
     local found
     found=$(grep -rlaF "$SECRET" "$T" --exclude=step.log 2>/dev/null |
-        grep -vE "/\.work/(mlflow\.password|[^/]*auth[^/]*)$")
+        grep -vE "/\.work/mlflow-auth\.ini$|/prefect-workspace-attempt-[^/]*/workspace\.json$")
     echo "$found"; [ -z "$found" ]
 }
 
