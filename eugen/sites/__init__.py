@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from eugen.ffn import DenseFFN, FFNLayer
-from eugen.sites.adapters import BY_NAME, BY_STRUCTURE
+from eugen.sites.adapters import BY_NAME, BY_STRUCTURE, NOT_SEARCHED
 from eugen.sites.parts import Adapter, FFNParts, join, qualified_name
 
 __all__ = ["Adapter", "FFNParts", "FFNSite", "find_ffns", "register_site"]
@@ -56,7 +56,7 @@ def find_ffns(model: nn.Module) -> list[FFNSite]:
     for path, module in model.named_modules():
         if any(path == t or path.startswith(f"{t}.") or t == "" for t in taken):
             continue
-        if isinstance(module, FFNLayer):
+        if isinstance(module, FFNLayer) or qualified_name(type(module)) in NOT_SEARCHED:
             taken.append(path)
             continue
         parts = [part for part in _adapt(module) if join(path, part.slot) not in taken]

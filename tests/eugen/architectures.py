@@ -9,6 +9,8 @@ from typing import Any
 import timm
 import torch
 import transformers
+from timm.models.convnext import ConvNeXt
+from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
 from stages.networks.nerf import RadianceMLP
@@ -72,7 +74,9 @@ def hf(name: str, *, images: bool = False, **options: Any) -> Callable[[], nn.Mo
     """`<name>Model` of `<name>Config`: two layers of two heads, 32 wide, 48 neurons."""
     common = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
     common |= {"intermediate_size": NEURONS, "image_size": 16, "patch_size": 8} if images else {}
-    common |= {} if images else {"intermediate_size": NEURONS, "vocab_size": 50, "max_position_embeddings": 40}
+    common |= (
+        {} if images else {"intermediate_size": NEURONS, "vocab_size": 50, "max_position_embeddings": 40}
+    )
 
     def build() -> nn.Module:
         # transformers makes some weights by its own rules on loading only: spread() draws all of them.
@@ -127,7 +131,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "roberta": Architecture(hf("Roberta"), TEXT, stream="intermediate", norm="output.LayerNorm", call=hidden),
     "distilbert": Architecture(
         hf("DistilBert", dim=WIDTH, hidden_dim=NEURONS, n_heads=2, n_layers=2),
-        TEXT, stream="ffn", norm="output_layer_norm", call=hidden,
+        TEXT,
+        stream="ffn",
+        norm="output_layer_norm",
+        call=hidden,
     ),
     # transformers, decoders
     "gpt2": Architecture(
@@ -143,26 +150,45 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral": Architecture(hf("Mistral", num_key_value_heads=2), TEXT, **LLAMA),
     "qwen2": Architecture(hf("Qwen2", num_key_value_heads=2), TEXT, **LLAMA),
     "qwen3": Architecture(hf("Qwen3", num_key_value_heads=2, head_dim=16), TEXT, **LLAMA),
-    "phi3": Architecture(
-        hf("Phi3", num_key_value_heads=2, pad_token_id=0), TEXT, gated=True, call=decode
-    ),
+    "phi3": Architecture(hf("Phi3", num_key_value_heads=2, pad_token_id=0), TEXT, gated=True, call=decode),
     "t5": Architecture(
-        hf("T5", d_model=WIDTH, d_ff=NEURONS, num_layers=1, num_heads=2, d_kv=16),
-        TEXT, stream="layer_norm", call=encode_decode,
+        hf("T5", d_model=WIDTH, d_ff=NEURONS, num_decoder_layers=1, num_heads=2, d_kv=16),
+        TEXT,
+        blocks=3,
+        stream="layer_norm",
+        call=encode_decode,
     ),
     "t5 gated": Architecture(
-        hf("T5", d_model=WIDTH, d_ff=NEURONS, num_layers=1, num_heads=2, d_kv=16,
-           feed_forward_proj="gated-gelu"),
-        TEXT, stream="layer_norm", gated=True, call=encode_decode,
+        hf(
+            "T5",
+            d_model=WIDTH,
+            d_ff=NEURONS,
+            num_decoder_layers=1,
+            num_heads=2,
+            d_kv=16,
+            feed_forward_proj="gated-gelu",
+        ),
+        TEXT,
+        blocks=3,
+        stream="layer_norm",
+        gated=True,
+        call=encode_decode,
     ),
     # transformers, images
     "hf vit": Architecture(hf("ViT", images=True), IMAGES, stream="layernorm_after", call=hidden),
     "dinov2": Architecture(
-        hf("Dinov2", images=True, mlp_ratio=1.5, layerscale_value=0.3), IMAGES, stream="norm2", call=hidden
+        hf("Dinov2", images=True, mlp_ratio=2, layerscale_value=0.3),
+        IMAGES,
+        shapes=((WIDTH, 2 * WIDTH, WIDTH),),
+        stream="norm2",
+        call=hidden,
     ),
     "dinov2 swiglu": Architecture(
         hf("Dinov2", images=True, mlp_ratio=2, use_swiglu_ffn=True),
-        IMAGES, stream="norm2", gated=True, call=hidden,
+        IMAGES,
+        stream="norm2",
+        gated=True,
+        call=hidden,
     ),
     "clip text": Architecture(hf("CLIPText", eos_token_id=2), TEXT, stream="layer_norm2", call=hidden),
     "clip vision": Architecture(hf("CLIPVision", images=True), IMAGES, stream="layer_norm2", call=hidden),
@@ -176,32 +202,61 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "timm eva": Architecture(
         of_timm("eva02_tiny_patch14_224", **SWIGLU, mlp_ratio=1.5, scale_mlp=False),
-        IMAGES, stream="norm2", gated=True,
+        IMAGES,
+        stream="norm2",
+        gated=True,
     ),
     "timm eva split": Architecture(
         of_timm("eva02_tiny_patch14_224", **SWIGLU, mlp_ratio=1.5, swiglu_align_to=8, init_values=0.3),
-        IMAGES, stream="norm2", gated=True,
+        IMAGES,
+        stream="norm2",
+        gated=True,
     ),
     "timm swin": Architecture(
-        of_timm("swin_tiny_patch4_window7_224", img_size=32, embed_dim=16, depths=(1, 1), num_heads=(1, 2),
-                window_size=4),
-        large_pictures, shapes=((16, 64, 16), (32, 128, 32)), stream="norm2",
+        of_timm(
+            "swin_tiny_patch4_window7_224",
+            img_size=32,
+            embed_dim=16,
+            depths=(1, 1),
+            num_heads=(1, 2),
+            window_size=4,
+        ),
+        large_pictures,
+        shapes=((16, 64, 16), (32, 128, 32)),
+        stream="norm2",
     ),
     "timm swin v2": Architecture(
-        of_timm("swinv2_tiny_window8_256", img_size=32, embed_dim=16, depths=(1, 1), num_heads=(1, 2),
-                window_size=4),
-        large_pictures, shapes=((16, 64, 16), (32, 128, 32)), norm="norm2",
+        of_timm(
+            "swinv2_tiny_window8_256",
+            img_size=32,
+            embed_dim=16,
+            depths=(1, 1),
+            num_heads=(1, 2),
+            window_size=4,
+        ),
+        large_pictures,
+        shapes=((16, 64, 16), (32, 128, 32)),
+        norm="norm2",
     ),
     "timm convnext": Architecture(
-        of_timm("convnext_atto", depths=(1, 1), dims=(16, 32), conv_mlp=False),
-        large_pictures, shapes=((16, 64, 16), (32, 128, 32)),
+        lambda: spread(ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8), num_classes=5)).eval(),
+        large_pictures,
+        blocks=4,
+        shapes=((8, 32, 8),),
     ),
     "timm mixer": Architecture(
-        of_timm("mixer_s16_224", img_size=16, patch_size=8, num_blocks=2, embed_dim=WIDTH),
-        IMAGES, blocks=4, shapes=((4, 16, 4), (WIDTH, 128, WIDTH)), stream=(None, "norm2"),
+        lambda: spread(
+            MlpMixer(img_size=16, patch_size=8, num_blocks=2, embed_dim=WIDTH, num_classes=5)
+        ).eval(),
+        IMAGES,
+        blocks=4,
+        shapes=((4, 16, 4), (WIDTH, 128, WIDTH)),
+        stream=(None, "norm2"),
     ),
     # torch
-    "mlp": Architecture(lambda: chain(WIDTH, NEURONS, 4).eval(), activations, shapes=((32, 48, 48), (48, 48, 32))),
+    "mlp": Architecture(
+        lambda: chain(WIDTH, NEURONS, 4).eval(), activations, shapes=((32, 48, 48), (48, 48, 32))
+    ),
     "nerf": Architecture(nerf, rays, shapes=((WIDTH, WIDTH, WIDTH),), call=render),
     "encoder": Architecture(torch_encoder, activations, stream="linear1", norm="norm2"),
     "encoder pre-norm": Architecture(lambda: torch_encoder(norm_first=True), activations, stream="norm2"),

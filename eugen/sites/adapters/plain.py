@@ -80,3 +80,4 @@ ADAPTERS: dict[str, Adapter] = {
     "torch.nn.modules.transformer.TransformerDecoderLayer": _decoder_layer,
 }
 RECOGNISED: list[Adapter] = []
+CLOSED: tuple[str, ...] = ()

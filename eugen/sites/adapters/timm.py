@@ -118,3 +118,8 @@ ADAPTERS: dict[str, Adapter] = {
     "timm.models.mlp_mixer.MixerBlock": _mixer_block,
 }
 RECOGNISED: list[Adapter] = []
+CLOSED: tuple[str, ...] = (
+    # Small chains that make the table of position biases out of constant coordinates, not blocks of tokens.
+    "timm.models.swin_transformer_v2.WindowAttention",
+    "timm.models.swin_transformer_v2_cr.WindowMultiHeadAttention",
+)

@@ -137,7 +137,9 @@ def _bert_pair(module: nn.Module) -> FFNParts | None:
 
 def _types(text: str) -> list[str]:
     """Qualified names of `family.Class family.Class …`."""
-    return [f"transformers.models.{f}.modeling_{f}.{c}" for f, c in (word.split(".") for word in text.split())]
+    return [
+        f"transformers.models.{f}.modeling_{f}.{c}" for f, c in (word.split(".") for word in text.split())
+    ]
 
 
 _LLAMA = _types(
@@ -175,3 +177,4 @@ ADAPTERS: dict[str, Adapter] = {
     **dict.fromkeys(_ALBERT, _albert_layer),
 }
 RECOGNISED: list[Adapter] = [_bert_pair, _mlp]
+CLOSED: tuple[str, ...] = ("transformers.models.swinv2.modeling_swinv2.Swinv2SelfAttention",)
