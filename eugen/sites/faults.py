@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from eugen.ffn import FFNLayer
@@ -19,14 +18,14 @@ def nothing_found(model: nn.Module) -> str:
     layers = [path for path, module in model.named_modules() if isinstance(module, FFNLayer)]
     if layers:
         return (
-            f"no feed-forward block is left in {name}, {_count(layers)} replaced already: start from the dense "
-            "model, or change the layers with eugen.map_layers"
+            f"no feed-forward block is left in {name}, {_count(layers)} replaced already: start from the "
+            "dense model, or change the layers with eugen.map_layers"
         )
     quantised = [path for path, module in model.named_modules() if _quantised(module)]
     if quantised:
         return (
-            f"no feed-forward block found in {name}, and {_count(quantised)} quantised: replace the blocks of "
-            "the floating-point model, then quantise (eugen.map_layers with Int8Config().wrap)"
+            f"no feed-forward block found in {name}, and {_count(quantised)} quantised: replace the blocks "
+            "of the floating-point model, then quantise (eugen.map_layers with Int8Config().wrap)"
         )
     return (
         f"no feed-forward block found in {name}: eugen knows {KNOWN}; "
@@ -60,8 +59,8 @@ def check_weights(model: nn.Module, sites: list[FFNSite], *, fitted: bool, refin
             )
         if refined and "float16" in dtypes:
             raise ValueError(
-                f"block {_named(site.name)} is float16, too narrow a range for refine_steps: convert the model "
-                "and its inputs to float32 (model.float()) or bfloat16, and the result back (.half())"
+                f"block {_named(site.name)} is float16, too narrow a range for refine_steps: convert the "
+                "model and its inputs to float32 (model.float()) or bfloat16, and the result back (.half())"
             )
     if fitted:
         _check_loaded(model, sites)
@@ -73,8 +72,8 @@ def shared_block(model: nn.Module, site: FFNSite) -> str:
     places = [name for name, module in model.named_modules(remove_duplicate=False) if module is block]
     where = f" (it stands at {' and at '.join(places)})" if len(places) > 1 else ""
     return (
-        f"block {_named(site.name)} ran twice in one forward pass{where}: shared blocks cannot be transferred; "
-        "give each place a block of its own (copy.deepcopy), leave this one out with where=, or build it "
+        f"block {_named(site.name)} ran twice in one forward pass{where}: shared blocks cannot be "
+        "transferred; give each place a block of its own (copy.deepcopy), leave this one out with where=, or build it "
         "without calibration and train"
     )
 

@@ -1,4 +1,4 @@
-"""Every architecture that the library claims to know: found, exact, transferred, saved, compiled, exported."""
+"""Every architecture that the library claims to know: found, exact, transferred, saved, exported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import eugen
 from eugen import DenseConfig, PruneConfig, find_ffns, replace
 from tests.eugen.architectures import ARCHITECTURES, Architecture
 from tests.tolerances import assert_close, relative_rms

@@ -110,7 +110,7 @@ def test_torch_s_fused_encoder_does_not_run_past_the_new_layer():
         result = replace(model, PruneConfig(budget=0.8), calibration=[x], call=call, where=where)
         ran = []
         for site in result.sites:
-            site.layer.up.register_forward_hook(lambda *_, name=site.name: ran.append(name))
+            site.layer.up.register_forward_hook(lambda *_, name=site.name, ran=ran: ran.append(name))
         call(result.model, x)
         assert ran == [site.name for site in result.sites]
         dense = replace(model, DenseConfig(), where=where, calibration=[x], call=call).model

@@ -1,7 +1,7 @@
 """timm: ViT, DeiT, DINOv2, EVA, Swin, Mixer, ConvNeXt and whatever else is built of timm's MLPs.
 
-Not taken: MLPs of 1×1 convolutions (`use_conv`, `ConvMlp`; a layer works on the last axis, a convolution on the
-second), neurons that are normalised or gated across tokens (`GlobalResponseNormMlp`, `GatedMlp`).
+Not taken: MLPs of 1×1 convolutions (`use_conv`, `ConvMlp`; a layer works on the last axis, a convolution on
+the second), neurons that are normalised or gated across tokens (`GlobalResponseNormMlp`, `GatedMlp`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """transformers: MLPs by their parts' names, checked on two tokens; residual streams by the layer's type.
 
-Hundreds of models there copy a dozen MLPs under new class names, so an MLP is known by its parts. Some use the
-same names for another order of work: what a module gives for two random tokens decides.
+Hundreds of models there copy a dozen MLPs under new class names, so an MLP is known by its parts. Some use
+the same names for another order of work: what a module gives for two random tokens decides.
 """
 
 from __future__ import annotations
