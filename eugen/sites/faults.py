@@ -73,8 +73,8 @@ def shared_block(model: nn.Module, site: FFNSite) -> str:
     where = f" (it stands at {' and at '.join(places)})" if len(places) > 1 else ""
     return (
         f"block {_named(site.name)} ran twice in one forward pass{where}: shared blocks cannot be "
-        "transferred; give each place a block of its own (copy.deepcopy), leave this one out with where=, or build it "
-        "without calibration and train"
+        "transferred; give each place a block of its own (copy.deepcopy), leave this one out with where=, or "
+        "build it without calibration and train"
     )
 
 
