@@ -122,6 +122,7 @@ class Called(nn.Module):
         return self.call(self.model, batch)
 
 
+@pytest.mark.slow
 @every_architecture
 def test_what_was_replaced_compiles_and_exports(case):
     model, batch = case.build(), case.inputs(5)
