@@ -15,6 +15,7 @@ from torch import nn
 from eugen.config import LayerConfig
 from eugen.ffn import FFNLayer
 from eugen.sites import FFNSite, find_ffns
+from eugen.sites.faults import check_weights, nothing_found
 from eugen.transfer import Transfer, default_call
 
 
@@ -72,10 +73,11 @@ def replace(
         progress: called with one line after each fitted block.
 
     Raises:
-        ValueError: no block was found or selected, the budget is too small for one, or the
-            calibration data are empty, not re-iterable or hold NaN.
+        ValueError: no block was found or selected, its weights are quantised or not loaded, the budget is
+            too small for one, or the calibration data are empty, not re-iterable or hold NaN.
     """
     sites = _selected(model, where)
+    check_weights(model, sites, fitted=calibration is not None, refined=refine_steps > 0)
     # Sizes are checked on all blocks before any work: building on the meta device costs nothing.
     for site in sites:
         _check_size(config, site)
@@ -128,11 +130,13 @@ def install(model: nn.Module, site: FFNSite, layer: FFNLayer) -> nn.Module:
     layer.train(model.training)
     for path in site.bypass:
         put(model, path, nn.Identity())
+    for path, value in site.settings:
+        put(model, path, value)
     return put(model, site.name, layer)
 
 
-def put(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """Set the module at this path; returns the model, or the module if the path is "", the whole model."""
+def put(model: nn.Module, path: str, module: Any) -> nn.Module:
+    """Set what is at this path; returns the model, or the module if the path is "", the whole model."""
     parent, _, name = path.rpartition(".")
     if name == "":
         return module
@@ -143,10 +147,7 @@ def put(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
 def _selected(model: nn.Module, where: Callable[[FFNSite], bool] | None) -> list[FFNSite]:
     found = find_ffns(model)
     if not found:
-        raise ValueError(
-            f"no feed-forward block found in {type(model).__name__}: eugen knows timm's Mlp, BERT-like pairs "
-            "and nn.Sequential chains; teach it your module with eugen.register_site(ModuleType, adapter)"
-        )
+        raise ValueError(nothing_found(model))
     sites = [site for site in found if where is None or where(site)]
     if not sites:
         raise ValueError(

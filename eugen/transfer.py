@@ -17,6 +17,7 @@ from eugen.config import LayerConfig
 from eugen.ffn import FFNLayer
 from eugen.least_squares import HELD_OUT, fit_quality
 from eugen.sites import FFNSite
+from eugen.sites.faults import shared_block
 
 Chunk = tuple[Tensor, Tensor, "Tensor | None"]
 
@@ -188,9 +189,7 @@ def _capturing(
 
     def keep(site: FFNSite, what: str, value: Tensor) -> None:
         if (site.name, what) in seen:
-            raise ValueError(
-                f"block {site.name} ran twice in one forward pass: shared blocks cannot be transferred"
-            )
+            raise ValueError(shared_block(model, site))
         # A copy: what follows may write into the tensor in place, as nn.ReLU(inplace=True) does.
         seen[site.name, what] = value.detach().reshape(-1, value.shape[-1]).clone()
 
@@ -212,10 +211,14 @@ def _capturing(
         if not stop:
             handles.append(model.get_submodule(site.output).register_forward_hook(after(site)))
 
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
+        # torch's fused encoder runs past the modules, and packs padded batches.
+        torch.backends.mha.set_fastpath_enabled(False)
         for site in sites:
             listen(site)
         yield seen
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()

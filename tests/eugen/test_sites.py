@@ -34,9 +34,15 @@ def test_timm_vit_tiny():
     assert sites[3].dense.up is model.blocks[3].mlp.fc1
 
 
-def test_timm_layer_scale_hides_the_stream():
-    assert [s.stream for s in find_ffns(vit(init_values=0.1))] == [None, None]
-    assert [s.stream for s in find_ffns(vit())] == ["blocks.0.norm2", "blocks.1.norm2"]
+def test_timm_layer_scale_goes_into_the_block():
+    model = vit(init_values=0.1)
+    sites = find_ffns(model)
+    assert [s.stream for s in sites] == ["blocks.0.norm2", "blocks.1.norm2"]
+    assert [s.output for s in sites] == ["blocks.0.ls2", "blocks.1.ls2"] == [s.bypass[0] for s in sites]
+    block, x = model.blocks[1].eval(), tokens(5, 32)
+    assert_close(sites[1].dense(x), block.ls2(block.mlp(x)))
+    model.blocks[0].ls2 = nn.Tanh()  # unknown: whatever it does, the stream is then not the block's target
+    assert [s.stream for s in find_ffns(model)] == [None, "blocks.1.norm2"]
 
 
 def test_timm_mlp_alone_and_one_that_normalises_its_neurons():
