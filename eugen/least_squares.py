@@ -6,6 +6,7 @@ one chunk and one Gram matrix, whatever the number of tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -148,10 +149,13 @@ class ErrorMeter:
     def r2(self) -> float:
         """The R² so far; NaN if the targets do not vary."""
         spread = self._square - self._sum.square() / self._weight
-        error = self._error
+        error, square = self._error, self._square
         if self._output_weight is not None:
             importance = self._output_weight.double()
             spread, error = spread * importance, error * importance
+            square = square * importance
+        if spread.sum() <= 1e-14 * square.sum():  # what rounding leaves of equal targets
+            return math.nan
         return float(1 - error.sum() / spread.sum())
 
 

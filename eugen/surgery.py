@@ -74,7 +74,11 @@ def replace(
 
     Raises:
         ValueError: no block was found or selected, its weights are quantised or not loaded, the budget is
-            too small for one, or the calibration data are empty, not re-iterable or hold NaN.
+            too small for one, or the calibration data are empty, not re-iterable, hold NaN or do not go
+            through the model (what the model or `call` raised is the error's cause).
+
+    Warns:
+        UserWarning: a block was fitted on fewer than two tokens a feature; says how many are enough.
     """
     sites = _selected(model, where)
     check_weights(model, sites, fitted=calibration is not None, refined=refine_steps > 0)

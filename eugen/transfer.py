@@ -6,6 +6,7 @@ also makes up for what the residual stream lost: `teacher(stream + y) − stream
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 
 from eugen.config import LayerConfig
 from eugen.ffn import FFNLayer
-from eugen.least_squares import HELD_OUT, fit_quality
+from eugen.least_squares import FEW_TOKENS_PER_FEATURE, HELD_OUT, fit_quality
 from eugen.sites import FFNSite
-from eugen.sites.faults import shared_block
+from eugen.sites.faults import SiteFault, batch_failed, called_by_keyword, shared_block, too_few_tokens
+from eugen.sites.parts import evaluating
 
 Chunk = tuple[Tensor, Tensor, "Tensor | None"]
 
@@ -56,21 +58,25 @@ class Transfer:
         self.generator, self.progress = generator, progress
         self._wanted: dict[str, list[Tensor]] = {}
         self._first_inputs: list[Tensor] = []
+        self._short: list[tuple[FFNSite, int, int]] = []
+        """Blocks with too few tokens: the block, its tokens, its features."""
 
     def __enter__(self) -> Transfer:
-        with _evaluating(self.teacher):
+        with evaluating(self.teacher):
             self._wanted = self._teacher_sums()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         self._wanted, self._first_inputs = {}, []
+        if self._short and failed is None:
+            warnings.warn(too_few_tokens(self._short, of=len(self.sites)), stacklevel=3)
 
     def fit(
         self, student: nn.Module, site: FFNSite, config: LayerConfig, refine_steps: int
     ) -> tuple[FFNLayer, float]:
         """Fit the layer for one site of the partly replaced student; returns it with its held-out R²."""
         gamma = _output_weight(site, student)
-        with _evaluating(student):
+        with evaluating(student):
             chunks = list(self._chunks(student, site))
         train, held_out = _split(chunks)
         layer = config.fit_and_refine(
@@ -82,6 +88,9 @@ class Transfer:
             output_weight=gamma,
         )
         r2 = fit_quality(layer, held_out, gamma)
+        tokens = sum(len(x) for x, _, _ in train)
+        if tokens < FEW_TOKENS_PER_FEATURE * layer.num_features:
+            self._short.append((site, tokens, layer.num_features))
         if self.progress is not None:
             self.progress(
                 f"block {self.sites.index(site) + 1}/{len(self.sites)} {site.name}: held-out R² {r2:.4f}"
@@ -95,7 +104,10 @@ class Transfer:
         batches = 0
         for batch in self.calibration:
             batches += 1
-            with _capturing(self.teacher, self.sites) as seen:
+            with (
+                _capturing(self.teacher, self.sites) as seen,
+                _explaining("the model", batches, batch, self.sites, seen),
+            ):
                 self.call(self.teacher, batch)
             if (self.sites[0].name, "input") in seen:
                 self._first_inputs.append(seen[self.sites[0].name, "input"])
@@ -106,7 +118,7 @@ class Transfer:
                         f"block {site.name} did not run when the model was called with the calibration data"
                     )
                 _require_finite(output, site)
-                wanted[site.name].append(output if stream is None else stream + output)
+                wanted[site.name].append(output if stream is None else _wide(stream) + _wide(output))
         if not batches:
             raise ValueError("the calibration data are empty: give at least one batch of model inputs")
         return wanted
@@ -121,7 +133,11 @@ class Transfer:
             if batches > len(wanted):
                 continue  # counted for the message below
             want = wanted[batches - 1]
-            with _capturing(student, [site], stop=True) as seen, suppress(_Enough):
+            with (
+                _capturing(student, [site], stop=True) as seen,
+                suppress(_Enough),
+                _explaining("the partly replaced model", batches, batch, [site], seen),
+            ):
                 self.call(student, batch)
             x, stream = seen[site.name, "input"], seen.get((site.name, "stream"))
             if len(x) != len(want) or not self._read_before(x, site, batches - 1):
@@ -168,15 +184,33 @@ def _require_finite(values: Tensor, site: FFNSite) -> None:
         )
 
 
+def _wide(values: Tensor) -> Tensor:
+    """At least float32: sums and differences with the residual stream lose a narrow dtype's digits."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def _explaining(
+    model: str, number: int, batch: Any, sites: list[FFNSite], seen: dict[tuple[str, str], Tensor]
+) -> Iterator[None]:
+    """Say of a failed forward pass which batch it was and how far it came."""
     try:
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    except (SiteFault, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        reached = {name for name, what in seen if what == "input"}
+        raise ValueError(
+            batch_failed(error, model=model, number=number, batch=batch, sites=sites, reached=reached)
+        ) from error
+
+
+def _tokens(site: FFNSite, value: Tensor | None = None, *_: Any) -> Tensor:
+    """`[T, d]` of a module's first argument or of its output."""
+    if value is None:
+        raise SiteFault(called_by_keyword(site))
+    # A copy: what follows may write into the tensor in place, as nn.ReLU(inplace=True) does.
+    return value.detach().reshape(-1, value.shape[-1]).clone()
 
 
 @contextmanager
@@ -187,15 +221,14 @@ def _capturing(
     seen: dict[tuple[str, str], Tensor] = {}
     handles = []
 
-    def keep(site: FFNSite, what: str, value: Tensor) -> None:
+    def keep(site: FFNSite, what: str, *values: Tensor) -> None:
         if (site.name, what) in seen:
-            raise ValueError(shared_block(model, site))
-        # A copy: what follows may write into the tensor in place, as nn.ReLU(inplace=True) does.
-        seen[site.name, what] = value.detach().reshape(-1, value.shape[-1]).clone()
+            raise SiteFault(shared_block(model, site))
+        seen[site.name, what] = _tokens(site, *values)
 
     def before(site: FFNSite, what: str) -> Callable:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            keep(site, what, args[0])
+            keep(site, what, *args)
             if stop and what == "input":
                 raise _Enough
 
