@@ -198,7 +198,7 @@ def _explaining(
         yield
     except (SiteFault, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
         reached = {name for name, what in seen if what == "input"}
         raise ValueError(
             batch_failed(error, model=model, number=number, batch=batch, sites=sites, reached=reached)
