@@ -122,8 +122,8 @@ def test_too_few_tokens_warn_once_and_say_how_many_are_enough(config):
         layer, _ = fit(chain(), config, [tokens(least, 12)])
     (warned,) = [str(w.message) for w in caught]
     assert warned.startswith(
-        f"too few calibration tokens for 1 of 1 blocks: block 0 was fitted on {least - least // HELD_OUT} for "
-        f"{features} features"
+        "too few calibration tokens for 1 of 1 blocks: block 0 was fitted on "
+        f"{least - least // HELD_OUT} for {features} features"
     )
     assert f"give at least {25 * features} (25 a feature)" in warned
     assert caught[0].filename == __file__
