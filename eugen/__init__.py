@@ -21,12 +21,15 @@ from eugen.layers.narrow import NarrowConfig
 from eugen.layers.narrow_gated import NarrowGatedConfig
 from eugen.layers.prune import PruneConfig
 from eugen.layers.snnk import SNNKConfig
+from eugen.levels import LEVELS, Level
+from eugen.plan import Plan
 from eugen.polynomials import Polynomial, bernstein, fit_polynomial
 from eugen.self_guided import SelfGuided
 from eugen.sites import FFNParts, FFNSite, find_ffns, register_site
-from eugen.surgery import ReplacedSite, Replacement, map_layers, replace
+from eugen.surgery import FittedBlock, ReplacedSite, Replacement, map_layers, replace
 
 __all__ = [
+    "LEVELS",
     "Bf16Config",
     "BlockDenseConfig",
     "BlockShuffleConfig",
@@ -40,14 +43,17 @@ __all__ = [
     "FFNParts",
     "FFNSite",
     "FFSplitConfig",
+    "FittedBlock",
     "Int8Config",
     "LayerConfig",
+    "Level",
     "LinearConfig",
     "LowRankAwareConfig",
     "LowRankConfig",
     "MoEConfig",
     "NarrowConfig",
     "NarrowGatedConfig",
+    "Plan",
     "Polynomial",
     "PruneConfig",
     "ReplacedSite",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eugen.config import LayerConfig
 from eugen.ffn import FFNLayer
@@ -47,9 +46,17 @@ class Replacement:
     sites: list[ReplacedSite]
 
 
+@dataclass(frozen=True)
+class FittedBlock:
+    """What is worth keeping of a fitted block: its tensors by their names in the layer, and its `fit_r2`."""
+
+    state: dict[str, Tensor]
+    fit_r2: float | None
+
+
 def replace(
     model: nn.Module,
-    config: LayerConfig,
+    config: LayerConfig | Mapping[str, LayerConfig],
     *,
     calibration: Iterable[Any] | None = None,
     where: Callable[[FFNSite], bool] | None = None,
@@ -57,6 +64,7 @@ def replace(
     refine_steps: int = 0,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    finished: MutableMapping[str, FittedBlock] | None = None,
 ) -> Replacement:
     """A copy of the model whose feed-forward blocks are what `config` describes.
 
@@ -65,40 +73,47 @@ def replace(
     no gradient of the network is used.
 
     Args:
+        config: one for all blocks, or one for each block by its name; blocks not named stay dense.
         calibration: re-iterable batches of model inputs (a list, a DataLoader); None builds untrained layers.
         where: which blocks; all by default.
         call: how a batch goes into the model; `model(batch)` by default.
         refine_steps: Adam steps on each layer alone, after its closed form; 0 for none.
-        seed: for random projections, initialisation and refinement; global seeds are not touched.
+        seed: for random projections, initialisation and refinement; global seeds are not touched. A block's
+            draws depend on the seed and the block alone.
         progress: called with one line after each fitted block.
+        finished: what an interrupted call with the same arguments fitted, by the block's name, and what is
+            taken as it is; each block is put there as soon as it is fitted.
 
     Raises:
-        ValueError: no block was found or selected, its weights are quantised or not loaded, the budget is
-            too small for one, or the calibration data are empty, not re-iterable or hold NaN.
+        ValueError: no block was found or selected, a name is no block's, weights are quantised or not
+            loaded, the budget is too small for one, or the calibration data are empty, not re-iterable or
+            hold NaN.
     """
     sites = _selected(model, where)
+    if isinstance(config, Mapping):
+        sites, configs = _named(sites, config), config
+    else:
+        configs = {site.name: config for site in sites}
     check_weights(model, sites, fitted=calibration is not None, refined=refine_steps > 0)
     # Sizes are checked on all blocks before any work: building on the meta device costs nothing.
     for site in sites:
-        _check_size(config, site)
-    student = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
-    if calibration is None or not config.needs_calibration:
-        make = config.build if calibration is None else partial(config.fit, data=())
-        layers = []
-        for site in sites:
-            layers.append(make(site.dense, generator=generator))
-            student = install(student, site, layers[-1])
-        return Replacement(
-            student, [_replaced(site, layer, None) for site, layer in zip(sites, layers, strict=True)]
-        )
-    transfer = Transfer(model, sites, calibration, call or default_call, generator, progress)
-    replaced = []
-    with transfer:
-        for site in sites:
-            layer, r2 = transfer.fit(student, site, config, refine_steps)
-            student = install(student, site, layer)
-            replaced.append(_replaced(site, layer, r2))
+        _check_size(configs[site.name], site)
+    transfer = None
+    if calibration is not None:
+        transfer = Transfer(model, sites, calibration, call or default_call, progress)
+    student, done, replaced = copy.deepcopy(model), {} if finished is None else finished, []
+    for site in sites:
+        config, generator = configs[site.name], _generator(seed, site)
+        if site.name in done:
+            layer, r2 = config.build(site.dense, generator=generator), done[site.name].fit_r2
+            layer.load_state_dict(done[site.name].state)
+        elif transfer is None:
+            layer, r2 = config.build(site.dense, generator=generator), None
+        else:
+            layer, r2 = transfer.fit(student, site, config, refine_steps, generator)
+            done[site.name] = FittedBlock(layer.state_dict(), r2)
+        student = install(student, site, layer)
+        replaced.append(_replaced(site, layer, r2))
     return Replacement(student, replaced)
 
 
@@ -154,6 +169,26 @@ def _selected(model: nn.Module, where: Callable[[FFNSite], bool] | None) -> list
             f"where= selected none of the {len(found)} blocks: {', '.join(s.name for s in found)}"
         )
     return sites
+
+
+def _named(sites: list[FFNSite], configs: Mapping[str, LayerConfig]) -> list[FFNSite]:
+    """The blocks that have a configuration.
+
+    Raises:
+        ValueError: a name is none of theirs, or there is no name at all.
+    """
+    names = [site.name for site in sites]
+    unknown = [name for name in configs if name not in names]
+    if unknown or not configs:
+        said = f"block {unknown[0]!r} is none of this model's" if unknown else "no block has a configuration"
+        raise ValueError(f"{said}; its blocks are {', '.join(names)}")
+    return [site for site in sites if site.name in configs]
+
+
+def _generator(seed: int, site: FFNSite) -> torch.Generator:
+    """A block's own draws: the same whatever was drawn for the blocks before it."""
+    seeds = torch.randint(2**62, (site.index + 1,), generator=torch.Generator().manual_seed(seed))
+    return torch.Generator().manual_seed(int(seeds[-1]))
 
 
 def _check_size(config: LayerConfig, site: FFNSite) -> None:

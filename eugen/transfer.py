@@ -32,10 +32,7 @@ class _Enough(Exception):
 
 
 class Transfer:
-    """One transfer of all sites: holds the teacher's activations between the sites.
-
-    Use as a context manager: inside, the teacher is in evaluation mode, and its mode is restored after.
-    """
+    """One transfer of all sites: holds the teacher's activations between the sites, once one is fitted."""
 
     def __init__(
         self,
@@ -43,7 +40,6 @@ class Transfer:
         sites: list[FFNSite],
         calibration: Iterable[Any],
         call: Callable[[nn.Module, Any], Any],
-        generator: torch.Generator,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         if isinstance(calibration, Iterator):
@@ -53,22 +49,27 @@ class Transfer:
             )
         self.teacher, self.sites = teacher, sites
         self.calibration, self.call = calibration, call
-        self.generator, self.progress = generator, progress
+        self.progress = progress
         self._wanted: dict[str, list[Tensor]] = {}
         self._first_inputs: list[Tensor] = []
 
-    def __enter__(self) -> Transfer:
-        with _evaluating(self.teacher):
-            self._wanted = self._teacher_sums()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._wanted, self._first_inputs = {}, []
-
     def fit(
-        self, student: nn.Module, site: FFNSite, config: LayerConfig, refine_steps: int
-    ) -> tuple[FFNLayer, float]:
-        """Fit the layer for one site of the partly replaced student; returns it with its held-out R²."""
+        self,
+        student: nn.Module,
+        site: FFNSite,
+        config: LayerConfig,
+        refine_steps: int,
+        generator: torch.Generator,
+    ) -> tuple[FFNLayer, float | None]:
+        """Fit the layer for one site of the partly replaced student; returns it with its held-out R².
+
+        The R² is None for a layer that needs no calibration.
+        """
+        if not config.needs_calibration:
+            return config.fit(site.dense, (), generator=generator), None
+        if not self._wanted:
+            with _evaluating(self.teacher):
+                self._wanted = self._teacher_sums()
         gamma = _output_weight(site, student)
         with _evaluating(student):
             chunks = list(self._chunks(student, site))
@@ -78,7 +79,7 @@ class Transfer:
             train,
             steps=refine_steps,
             judge=lambda candidate: fit_quality(candidate, held_out, gamma),
-            generator=self.generator,
+            generator=generator,
             output_weight=gamma,
         )
         r2 = fit_quality(layer, held_out, gamma)
