@@ -10,6 +10,7 @@ from eugen.layers.block_shuffle import BlockShuffleConfig
 from eugen.layers.dense import DenseConfig
 from eugen.layers.dlrt import DLRTConfig
 from eugen.layers.eugen import EUGenConfig
+from eugen.layers.eugen_experts import EUGenExpertsConfig
 from eugen.layers.fff import FFFConfig
 from eugen.layers.ffsplit import FFSplitConfig
 from eugen.layers.int8 import Int8Config
@@ -38,6 +39,7 @@ __all__ = [
     "DenseConfig",
     "DenseFFN",
     "EUGenConfig",
+    "EUGenExpertsConfig",
     "FFFConfig",
     "FFNLayer",
     "FFNParts",
