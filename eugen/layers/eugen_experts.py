@@ -164,6 +164,7 @@ class EUGenExpertsConfig(LayerConfig, name="eugen_experts"):
         return layer
 
 
+@torch.no_grad()
 def feature_scores(
     dense: DenseFFN, data: TokenStream, centres: Float[Tensor, "e d_in"], output_weight: Tensor | None = None
 ) -> tuple[Float[Tensor, " h"], Float[Tensor, "e h"]]:
