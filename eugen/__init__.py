@@ -21,6 +21,7 @@ from eugen.layers.moe import MoEConfig
 from eugen.layers.narrow import NarrowConfig
 from eugen.layers.narrow_gated import NarrowGatedConfig
 from eugen.layers.prune import PruneConfig
+from eugen.layers.prune_linear import PruneLinearConfig
 from eugen.layers.snnk import SNNKConfig
 from eugen.levels import LEVELS, Level
 from eugen.plan import Plan
@@ -58,6 +59,7 @@ __all__ = [
     "Plan",
     "Polynomial",
     "PruneConfig",
+    "PruneLinearConfig",
     "ReplacedSite",
     "Replacement",
     "SNNKConfig",

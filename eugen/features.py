@@ -141,13 +141,22 @@ def input_rms(data: TokenStream) -> float:
 
 @torch.no_grad()
 def neuron_scores(
-    dense: DenseFFN, data: TokenStream, output_weight: Float[Tensor, " d_out"] | None = None
+    dense: DenseFFN,
+    data: TokenStream,
+    output_weight: Float[Tensor, " d_out"] | None = None,
+    *,
+    beside: nn.Linear | None = None,
 ) -> Float[Tensor, " h"]:
-    """Importance of each hidden neuron: `var(h_j)·‖γ∘W2[:, j]‖²` (`var(h_j)` without an output matrix)."""
+    """Importance of each hidden neuron: `var(h_j)·‖γ∘W2[:, j]‖²` (`var(h_j)` without an output matrix).
+
+    Args:
+        beside: a linear map from x to the neurons; its values do not count.
+    """
     count = torch.zeros((), dtype=torch.float64, device=dense.up.weight.device)
     total = square = count
     for x, _, weight in data:
-        hidden = dense.features(x).double()
+        hidden = dense.features(x) if beside is None else dense.features(x) - beside(x)
+        hidden = hidden.double()
         token = (
             torch.ones(len(x), 1, dtype=torch.float64, device=x.device)
             if weight is None
