@@ -235,10 +235,8 @@ def npm_manual() -> dict[str, str]:
     archive, inside = NPM_MANUAL.archive(), "package/docs/content/"
     wanted = [name for name in unpack.names(archive) if name.startswith(inside) and name.endswith(".md")]
     contents = unpack.members(archive, wanted)
-    pages = {
-        name.removeprefix(inside).removesuffix(".md"): contents[name].decode() for name in sorted(wanted)
-    }
-    return {name: "\n".join(paragraphs(page)) for name, page in pages.items()}
+    names = {name.removeprefix(inside).removesuffix(".md"): name for name in wanted}
+    return {page: "\n".join(paragraphs(contents[names[page]].decode())) for page in sorted(names)}
 
 
 def minilm(folder: Path) -> None:
