@@ -15,7 +15,7 @@ from eugen import LayerConfig
 from eugen.local_training import LocalRule
 from stages import params, timings
 from stages.checkpoint import Progress, save_tensors
-from stages.models import RECORD_FILE, TRANSFERRED, changed_tensors, dense_model, unit_name
+from stages.models import RECORD_FILE, TRANSFERRED, changed_tensors, dense_model, plan_data, unit_name
 from stages.params import Method
 from stages.tasks import DoesNotApply, Task, last_blocks, open_task
 from stages.tracking import Run, record, stage_run
@@ -113,6 +113,7 @@ def transfer_unit(
     values = {
         "seed": seed,
         "budget": budget,
+        "plan": plan_data(result, config),
         "quality": measured.pop(task.quality_name),
         "validation": task.evaluate(result.model, "validation")[task.quality_name],
         "extra": measured,
