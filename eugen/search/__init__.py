@@ -17,7 +17,7 @@ from eugen.search.figure import plan_svg, shares
 from eugen.search.latency import Measure, interleaved
 from eugen.search.record import Chosen, figures
 from eugen.search.sensitivity import Option, Sensitivity
-from eugen.search.speed import for_speedup
+from eugen.search.speed import Reached, for_speedup
 from eugen.search.target import Target, Unreachable
 from eugen.sites import FFNSite, find_ffns
 from eugen.sites.faults import check_weights, nothing_found
@@ -54,8 +54,8 @@ def choose(
         measure: the clock for `target.speedup`.
 
     Returns:
-        Plan: blocks that stay dense are not named, unless all do. `figures` has the target, what is predicted,
-            each block's choice with its alternatives, seconds and forward passes.
+        Plan: blocks that stay dense are not named, unless all do. `figures` has the target, what is
+            predicted, each block's choice with its alternatives, seconds and forward passes.
 
     Raises:
         ValueError: no block was found, none takes a candidate, or the calibration data do not serve.
@@ -70,15 +70,15 @@ def choose(
     if all(len(own) == 1 for own in options.values()):
         raise ValueError(f"no candidate takes a block of this model: {', '.join(options)} would stay dense")
     weights = study.token_weights
-    if target.speedup is None:
-        with _timed(seconds, "choice"):
-            chosen, measured = _for_fraction(target, sites, options, weights), {}
-    else:
-        batch = next(iter(calibration)) if example is None else example
-        with _timed(seconds, "latency"):
-            chosen, measured = for_speedup(target, model, sites, options, batch, call, measure, progress)
-    found = [Chosen(site, options[site.name], i) for site, i in zip(sites, chosen, strict=True)]
-    record = figures(target, found, weights) | {"seconds": seconds, "forward_passes": study.passes} | measured
+    with _timed(seconds, "choice"):
+        if target.speedup is None:
+            reached = Reached(_for_fraction(target, sites, options, weights), None, {})
+        else:
+            batch = next(iter(calibration)) if example is None else example
+            reached = for_speedup(target, model, sites, options, batch, call, measure, progress)
+    found = [Chosen(site, options[site.name], i) for site, i in zip(sites, reached.chosen, strict=True)]
+    record = figures(target, found, weights, reached.predicted) | reached.figures
+    record |= {"seconds": seconds, "forward_passes": study.passes}
     configs = {each.site.name: each.option.sized.config for each in found}
     replaced = {name: c for name, c in configs.items() if not isinstance(c, DenseConfig)}
     return Plan(replaced or configs, record)

@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from eugen.ffn import DenseFFN
 from eugen.least_squares import HELD_OUT
 from eugen.sites import FFNSite
-from eugen.transfer import _capturing, _evaluating, _require_finite
+from eugen.transfer import _capturing as capturing
+from eugen.transfer import _evaluating as evaluating
+from eugen.transfer import _require_finite
 
 Chunk = tuple[Tensor, Tensor, "Tensor | None"]
 Call = Callable[[nn.Module, Any], Any]
@@ -71,30 +73,22 @@ class Inputs:
     def stream(self, most: int | None = None) -> list[Chunk]:
         """Chunks `(x, target, weight)`; with `most`, every so-manieth token so that no more are left."""
         stride = 1 if most is None else -(-self.tokens // most)
-        with _evaluating(self.dense):
+        with evaluating(self.dense):
             thinned = [(x[::stride], None if w is None else w[::stride]) for x, w in self.chunks]
             return [(x, self.dense(x), w) for x, w in thinned]
 
 
 @torch.no_grad()
-def observe(
-    model: nn.Module, sites: list[FFNSite], batches: list[Any], call: Call, *, outputs: bool = False
-) -> tuple[dict[str, Inputs], list[Tensor]]:
-    """One pass of the dense network over the batches: each block's inputs, and the network's outputs.
-
-    Args:
-        outputs: whether to keep the network's outputs; else they are an empty list.
+def observe(model: nn.Module, sites: list[FFNSite], batches: list[Any], call: Call) -> dict[str, Inputs]:
+    """Each block's inputs in one pass of the dense network over the batches.
 
     Raises:
         ValueError: a block did not run or ran twice, or its activations hold NaN or infinity.
     """
     seen_inputs = {site.name: Inputs(site.dense) for site in sites}
-    kept = []
     for batch in batches:
-        with _evaluating(model), _capturing(model, sites) as seen:
-            result = call(model, batch)
-        if outputs:
-            kept.append(first_tensor(result))
+        with evaluating(model), capturing(model, sites) as seen:
+            call(model, batch)
         for site in sites:
             output, stream = seen.get((site.name, "output")), seen.get((site.name, "stream"))
             if output is None:
@@ -107,7 +101,7 @@ def observe(
                 want = output if stream is None else stream + output
                 weight = 1 / want.var(-1, correction=0).clamp(min=1e-12)
             seen_inputs[site.name].chunks.append((seen[site.name, "input"], weight))
-    return seen_inputs, kept
+    return seen_inputs
 
 
 def first_tensor(result: Any) -> Tensor:
@@ -128,5 +122,5 @@ def first_tensor(result: Any) -> Tensor:
 @contextmanager
 def as_dense_ran(model: nn.Module):
     """In evaluation mode and past torch's fused encoder, as `observe` ran the dense network."""
-    with _evaluating(model), _capturing(model, []):
+    with evaluating(model), capturing(model, []):
         yield

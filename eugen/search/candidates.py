@@ -46,7 +46,7 @@ class Sized:
 
 
 def defaults(dense: DenseFFN) -> dict[str, Candidate]:
-    """The candidates for a block of this form by name, beside the block itself. What does not suit is skipped.
+    """The candidates for a block of this form by name; what does not suit it is skipped.
 
     An EUGen of order 1 on teacher rows with the block's own activation is not among them: in closed form it
     is `prune`. `univariate` starts at GELU, so it differs for other activations only.
@@ -96,7 +96,7 @@ def label(config: LayerConfig) -> str:
 
 
 def sizes(dense: DenseFFN, candidates: Mapping[str, Candidate]) -> dict[str, list[Sized]]:
-    """Each candidate that suits the block at each size that is cheaper than it, the smallest first.
+    """Each candidate that suits the block at each size that asks no more MACs than it, the smallest first.
 
     Raises:
         ValueError: a candidate refuses the block for another reason than its form or the size.
@@ -104,9 +104,10 @@ def sizes(dense: DenseFFN, candidates: Mapping[str, Candidate]) -> dict[str, lis
     empty = copy.deepcopy(dense).to("meta")
     found = {}
     for name, candidate in candidates.items():
-        cheaper = [each for each in _sizes(empty, name, candidate) if each.macs < empty.macs_per_token]
-        # Two budgets may buy the same.
-        distinct = {each.macs: each for each in reversed(cheaper)}
+        if isinstance(candidate, DenseConfig):
+            continue  # `kept`
+        found_sizes = [each for each in _sizes(empty, name, candidate) if each.macs <= empty.macs_per_token]
+        distinct = {each.macs: each for each in reversed(found_sizes)}  # two budgets may buy the same
         if distinct:
             found[name] = sorted(distinct.values(), key=lambda each: each.macs)
     return found
@@ -125,12 +126,15 @@ def _sizes(empty: DenseFFN, name: str, candidate: Candidate) -> list[Sized]:
         except UnsuitableBlock:
             return []
         except ValueError:  # it needs a budget; any other reason comes up again with one
-            config = candidate
-            candidate = lambda _, budget: replace(config, budget=budget)
+            pass
     found = []
     for budget in BUDGETS:
         try:
-            found.append(_sized(empty, name, candidate(empty, budget), budget))
+            if isinstance(candidate, LayerConfig):
+                config = replace(candidate, budget=budget)
+            else:
+                config = candidate(empty, budget)
+            found.append(_sized(empty, name, config, budget))
         except (UnsuitableBlock, BudgetTooSmall):
             continue
     return found

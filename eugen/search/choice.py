@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 STEPS = 20_000
-"""Units that the limit is cut into. Costs are rounded up, so a plan wastes at most one unit for each block."""
+"""Units that the limit is cut into. Costs are rounded up, so a plan wastes at most a unit for each block."""
 ROUNDING = 1e-12
 
 

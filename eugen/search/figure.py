@@ -8,9 +8,10 @@ from xml.sax.saxutils import escape
 from eugen.plan import Plan
 
 COLOURS = (
-    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#997700", "#004488", "#bb5566", "#bbbbbb",
-)  # fmt: skip
-"""Paul Tol's bright scheme and four of his high-contrast and medium ones, which the colour-blind can tell apart."""
+    *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee"),
+    *("#aa3377", "#997700", "#004488", "#bb5566", "#bbbbbb"),
+)
+"""Paul Tol's bright scheme and four of his others, which the colour-blind can tell apart."""
 ROW, BAR, LEFT, WIDTH, RIGHT = 18, 13, 230, 420, 60
 """Pixels: height of a row and of its bar, the names' column, the length of 100 %, the column of values."""
 LONGEST_NAME = 34

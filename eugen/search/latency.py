@@ -1,7 +1,8 @@
 """Milliseconds in place of MACs: what each option of each block takes on this machine, and what a plan gains.
 
-All calls are timed in turn in one process, so that what disturbs one round disturbs all of it. The latency of the
-whole model is the dense one less the sum of what the blocks save, times a factor that measured plans correct.
+All calls are timed in turn in one process, so that what disturbs one round disturbs all of it. The latency of
+the whole model is the dense one less the sum of what the blocks save, times a factor that measured plans
+correct.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from eugen.config import LayerConfig
-from eugen.search.calibration import Call, as_dense_ran
+from eugen.search.calibration import Call, as_dense_ran, evaluating
 from eugen.sites import FFNSite
 from eugen.surgery import replace
-from eugen.transfer import _evaluating
 
 ROUNDS, LEAST_ROUNDS, SECONDS = 30, 5, 60.0
 """Every call is timed so often, fewer times after so many seconds, but not fewer than the least."""
@@ -111,7 +111,7 @@ def measure_blocks(
         for key in keys[site.name]:
             if key not in runs:
                 runs[key] = Run(_layer(site, key[1]), _applied, x)
-    with _evaluating(model):
+    with evaluating(model):
         took = dict(zip(runs, measure(list(runs.values())), strict=True))
     return Latencies(
         model=took[()],
@@ -127,7 +127,7 @@ def measure_plan(
     if not configs:
         return 1.0
     other = replace(model, configs).model
-    with _evaluating(model), _evaluating(other):
+    with evaluating(model), evaluating(other):
         dense, new = measure([Run(model, call, example), Run(other, call, example)])
     return dense / new
 
@@ -173,7 +173,9 @@ def _layer(site: FFNSite, config: LayerConfig | None) -> nn.Module:
 def _shape(site: FFNSite, x: Tensor) -> tuple[Any, ...]:
     """Equal for blocks that take equally long."""
     dense = site.dense
-    linears = [None if m is None else (*m.weight.shape, m.bias is None) for m in (dense.up, dense.gate, dense.down)]
+    linears = [
+        None if m is None else (*m.weight.shape, m.bias is None) for m in (dense.up, dense.gate, dense.down)
+    ]
     return tuple(x.shape), x.dtype, str(x.device), repr(dense.act), *linears
 
 

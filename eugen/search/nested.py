@@ -1,7 +1,7 @@
 """Sizes that nest: one Gram matrix of a block's neurons and inputs holds the least-squares fit of each.
 
-`prune` solves for the k strongest neurons, `linear` for the inputs, and `ffsplit` over `linear` for both: each
-is a principal submatrix of the same moments, so no size costs another pass over the data.
+`prune` solves for the k strongest neurons, `linear` for the inputs, and `ffsplit` over `linear` for both:
+each is a principal submatrix of the same moments, so no size costs another pass over the data.
 """
 
 from __future__ import annotations

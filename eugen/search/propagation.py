@@ -15,6 +15,8 @@ from eugen.search.calibration import Call, as_dense_ran, first_tensor
 from eugen.sites import FFNSite
 from eugen.surgery import install
 
+JUDGING_VALUES = 2**27
+"""Of the dense network's outputs no further batches are held from so many values on: 512 MiB in float32."""
 LEAST = 1e-12
 """Errors and effects below are taken for this: they have logarithms."""
 
@@ -22,16 +24,24 @@ LEAST = 1e-12
 class OutputChange:
     """The relative squared change of a network's output, Σ‖y' − y‖² / Σ‖y‖², over batches that no fit saw.
 
-    Args:
-        outputs: of the dense network on the batches.
+    The output is the first floating-point tensor of what the call returns.
 
     Raises:
         ValueError: the dense network's output is 0 or not finite.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Any], outputs: Sequence[Tensor], call: Call) -> None:
-        self.model, self.batches, self.outputs, self.call = model, batches, outputs, call
-        self._size = sum(float(y.double().square().sum()) for y in outputs)
+    @torch.no_grad()
+    def __init__(self, model: nn.Module, batches: Sequence[Any], call: Call) -> None:
+        self.model, self.call = model, call
+        self.batches: list[Any] = []
+        self.outputs: list[Tensor] = []
+        with as_dense_ran(model):
+            for batch in batches:
+                self.batches.append(batch)
+                self.outputs.append(first_tensor(call(model, batch)))
+                if sum(y.numel() for y in self.outputs) >= JUDGING_VALUES:
+                    break
+        self._size = sum(_squares(y) for y in self.outputs)
         if not (math.isfinite(self._size) and self._size > 0):
             raise ValueError("the model's output on held-out calibration data is 0 or not finite")
 
@@ -46,7 +56,7 @@ class OutputChange:
             with as_dense_ran(trial):
                 for batch, dense in zip(self.batches, self.outputs, strict=True):
                     output = first_tensor(self.call(trial, batch))
-                    total += float((output.double() - dense.double()).square().sum())
+                    total += _squares(output - dense)
             return total / self._size
 
         return change
@@ -55,8 +65,8 @@ class OutputChange:
 class EffectMap:
     """From a block's local error to its effect on the output: monotone for the block, each method beside it.
 
-    A small error of a block moves the output in proportion, however it came about; how far methods stray from
-    that is their offset, interpolated between the sizes at which they were measured. In logarithms throughout.
+    A small error of a block moves the output in proportion, however it came about; how far methods stray
+    from that is their offset, interpolated between the sizes at which they were measured. All in logarithms.
 
     Args:
         measured: for each method its points `(local error, effect)`.
@@ -85,6 +95,11 @@ class EffectMap:
         """Beyond the measured errors the effect follows the error."""
         inside = min(max(place, self._errors[0]), self._errors[-1])
         return interpolate(inside, self._errors, self._effects) + place - inside
+
+
+def _squares(values: Tensor) -> float:
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    return float(wide.square().sum(dtype=torch.float64))
 
 
 def rising(values: Sequence[float]) -> list[float]:

@@ -23,11 +23,14 @@ class Chosen:
         return self.options[self.index]
 
 
-def figures(target: Target, chosen: list[Chosen], weights: dict[str, float]) -> dict[str, Any]:
+def figures(
+    target: Target, chosen: list[Chosen], weights: dict[str, float], speedup: float | None
+) -> dict[str, Any]:
     """`target`, `predicted` and `blocks`, by block the choice and the table of its alternatives.
 
     Args:
         weights: tokens that each block sees, relative to the one that sees most.
+        speedup: what the cost model expects; None where no time was measured.
     """
     macs = sum(each.option.sized.macs * weights[each.site.name] for each in chosen)
     dense_macs = sum(each.site.dense.macs_per_token * weights[each.site.name] for each in chosen)
@@ -36,7 +39,7 @@ def figures(target: Target, chosen: list[Chosen], weights: dict[str, float]) -> 
     predicted = {
         "macs_ratio": macs / dense_macs,
         "params_ratio": parameters / dense_parameters,
-        "speedup": None,
+        "speedup": speedup,
         "output_error": sum(each.option.output_effect for each in chosen),
     }
     blocks = {each.site.name: _block(each) for each in chosen}

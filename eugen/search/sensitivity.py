@@ -1,11 +1,11 @@
 """What each option of each block costs the network's output.
 
-A block's error is measured locally at every size where one Gram matrix serves them all, at three sizes where a
-method has to be fitted; the output's change is measured by putting a layer alone into the dense network, at
+A block's error is measured locally at every size where one Gram matrix serves them all, at three sizes where
+a method has to be fitted; the output's change is measured by putting a layer alone into the dense network, at
 three sizes of each method, and interpolated between them from the local error.
 
-Passes of the network: one over the fitted batches; over the batches that judge, one and then one for each layer
-put in, about 18 for a block (`Sensitivity.passes` counts them). They judge on at most `JUDGING_TOKENS` tokens.
+Passes of the network: one over the fitted batches, one over the held-out ones, and for each layer put in,
+about 18 for a block, one over `JUDGING_TOKENS` of their tokens (`Sensitivity.passes` counts batches).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from eugen.config import LayerConfig
-from eugen.ffn import DenseFFN, FFNLayer
+from eugen.ffn import FFNLayer
 from eugen.least_squares import fit_quality
 from eugen.search.calibration import Call, Chunk, Inputs, divided, observe
-from eugen.search.candidates import Candidate, Sized, candidates_for, kept, sizes
+from eugen.search.candidates import Sized, candidates_for, kept, sizes
 from eugen.search.nested import NestedFits, nests
 from eugen.search.propagation import LEAST, EffectMap, OutputChange, interpolate
 from eugen.sites import FFNSite
@@ -33,8 +33,8 @@ MEASURED_BUDGETS = (0.1, 0.3, 0.6)
 """Near these the output's change is measured; methods without nested sizes are fitted there only."""
 FITTED_TOKENS = 16_384
 """At most so many tokens for a method that is fitted size by size."""
-JUDGING_TOKENS, JUDGING_VALUES = 4096, 2**27
-"""The output's change is measured on the fewest batches with so many tokens, or so many output values."""
+JUDGING_TOKENS = 4096
+"""The output's change is measured on the fewest held-out batches that have so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,12 @@ class Sensitivity:
     ) -> None:
         self.model, self.given, self.seed = model, given, seed
         fitted, held_out = divided(calibration)
-        self.fitted, _ = observe(model, sites, fitted, call)
-        self.held_out, outputs = observe(model, sites, held_out, call, outputs=True)
-        most_tokens = max(inputs.tokens for inputs in self.held_out.values())
-        chosen = _judging(most_tokens, outputs)
-        batches, outputs = [held_out[i] for i in chosen], [outputs[i] for i in chosen]
-        self.change = OutputChange(model, batches, outputs, call)
-        self.passes = {"fitted batches": len(fitted), "held-out batches": len(held_out)}
+        self.fitted = observe(model, sites, fitted, call)
+        self.held_out = observe(model, sites, held_out, call)
+        tokens = max(inputs.tokens for inputs in self.held_out.values())
+        self.change = OutputChange(model, _evenly(held_out, JUDGING_TOKENS / tokens), call)
+        judging = len(held_out) + len(self.change.batches)
+        self.passes = {"fitted batches": len(fitted), "held-out batches": judging}
 
     @property
     def token_weights(self) -> dict[str, float]:
@@ -100,7 +99,7 @@ class Sensitivity:
 
     def options(self, site: FFNSite) -> list[Option]:
         """What may take this block's place: all sizes of all candidates, and the block itself last."""
-        found = sizes(site.dense, self._candidates(site.dense))
+        found = sizes(site.dense, candidates_for(site.dense, self.given))
         whole = Option(kept(site.dense), 0.0, 0.0, measured=True)
         if not found:
             return [whole]
@@ -114,14 +113,13 @@ class Sensitivity:
         effect_of = EffectMap(points)
         return [o for name, own in seen.items() for o in _options(name, own, effect_of)] + [whole]
 
-    def _candidates(self, dense: DenseFFN) -> dict[str, Candidate]:
-        return candidates_for(dense, self.given)
-
 
 class _Block:
     """The work on one block."""
 
-    def __init__(self, site: FFNSite, gamma: Tensor | None, held_out: list[Chunk], whole: Sensitivity) -> None:
+    def __init__(
+        self, site: FFNSite, gamma: Tensor | None, held_out: list[Chunk], whole: Sensitivity
+    ) -> None:
         self.site, self.gamma, self.held_out, self.whole = site, gamma, held_out, whole
         self.inputs: Inputs = whole.fitted[site.name]
         self.change = whole.change.alone(site)
@@ -164,12 +162,10 @@ class _Block:
         return 0.0 if math.isnan(r2) else max(0.0, 1 - r2)
 
 
-def _judging(tokens: int, outputs: list[Tensor]) -> list[int]:
-    """Numbers of the batches to judge on, evenly taken."""
-    values = sum(output.numel() for output in outputs)
-    share = min(1.0, JUDGING_TOKENS / tokens, JUDGING_VALUES / values)
-    count = max(1, math.ceil(share * len(outputs)))
-    return [(2 * i + 1) * len(outputs) // (2 * count) for i in range(count)]
+def _evenly(batches: list[Any], share: float) -> list[Any]:
+    """At least one batch and this share of them, taken at equal distances: they may be sorted by length."""
+    count = min(len(batches), max(1, math.ceil(share * len(batches))))
+    return [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
 
 
 def _near_measured_budgets(own: list[Sized]) -> set[int]:

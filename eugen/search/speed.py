@@ -25,6 +25,21 @@ FAR = 1.02
 
 
 @dataclass(frozen=True)
+class Reached:
+    """A plan that is fast enough when it is measured.
+
+    Attributes:
+        chosen: each block's option.
+        predicted: its speed-up by the cost model; None without one.
+        figures: `measured`, its speed-up and every plan tried; `latency_ms` of the dense model and blocks.
+    """
+
+    chosen: list[int]
+    predicted: float | None
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class _Tried:
     """A plan that was built and timed."""
 
@@ -44,11 +59,8 @@ def for_speedup(
     call: Call,
     measure: Measure,
     progress: Callable[[str], None] | None,
-) -> tuple[list[int], dict[str, Any]]:
-    """Each block's option, and what was measured on the way.
-
-    Returns:
-        The choice, and `measured`: the speed-up, whether it was reached, and every plan tried.
+) -> Reached:
+    """The plan of least effect that is measured to be fast enough.
 
     Raises:
         Unreachable: even the fastest plan is slower when it is measured.
@@ -57,28 +69,16 @@ def for_speedup(
     configs = {s.name: [_config(o) for o in options[s.name]] for s in sites}
     times = measure_blocks(model, sites, configs, example, call, measure)
     search = _Search(sites, options, times, lambda plan: measure_plan(model, plan, example, call, measure))
-    tried, factor = [], 1.0
-    for _ in range(1 + CORRECTIONS):
-        chosen = search.solve(asked, factor)
-        plan = search.fastest() if chosen is None else chosen
-        if any(plan == before.chosen for before in tried):
-            break
-        tried.append(search.try_plan(plan, factor))
-        last = tried[-1]
-        if progress is not None:
-            progress(f"a plan for {last.predicted:.3f}x is measured at {last.measured:.3f}x")
-        if SHORT * asked <= last.measured <= FAR * asked or last.factor <= 0:
-            break
-        factor = last.factor
+    tried = search.corrected(asked, progress)
     if all(each.measured < SHORT * asked for each in tried):
         fastest = search.fastest()
         if all(each.chosen != fastest for each in tried):
-            tried.append(search.try_plan(fastest, factor))
+            tried.append(search.try_plan(fastest, tried[-1].factor))
         if tried[-1].measured < SHORT * asked:
             best = max(each.measured for each in tried)
             raise Unreachable(target, best, "measured; the rest of the model takes the remaining time")
     best = min((t for t in tried if t.measured >= SHORT * asked), key=lambda t: (t.effect, -t.measured))
-    return best.chosen, _measured(best, tried, times)
+    return Reached(best.chosen, best.predicted, _figures(best, tried, times))
 
 
 class _Search:
@@ -94,6 +94,23 @@ class _Search:
         self.sites, self.options, self.times, self.measure = sites, options, times, measure
         self.costs = [list(times.options[site.name]) for site in sites]
         self.errors = [[o.output_effect for o in options[site.name]] for site in sites]
+
+    def corrected(self, asked: float, progress: Callable[[str], None] | None) -> list[_Tried]:
+        """Plans, each solved for what the one before it was measured to save, until one is close."""
+        tried: list[_Tried] = []
+        factor = 1.0
+        for _ in range(1 + CORRECTIONS):
+            plan = self.solve(asked, factor) or self.fastest()
+            if any(plan == before.chosen for before in tried):
+                break
+            tried.append(self.try_plan(plan, factor))
+            last = tried[-1]
+            if progress is not None:
+                progress(f"a plan for {last.predicted:.3f}x is measured at {last.measured:.3f}x")
+            if SHORT * asked <= last.measured <= FAR * asked or last.factor <= 0:
+                break
+            factor = last.factor
+        return tried
 
     def solve(self, speedup: float, factor: float) -> list[int] | None:
         return choose_options(self.costs, self.errors, self.times.allowed(speedup, factor))
@@ -124,9 +141,9 @@ def _config(option: Option) -> Any:
     return None if isinstance(config, DenseConfig) else config
 
 
-def _measured(best: _Tried, tried: list[_Tried], times: Latencies) -> dict[str, Any]:
+def _figures(best: _Tried, tried: list[_Tried], times: Latencies) -> dict[str, Any]:
     plans = [{"predicted": t.predicted, "measured": t.measured, "output_error": t.effect} for t in tried]
     return {
-        "measured": {"speedup": best.measured, "predicted_speedup": best.predicted, "tried": plans},
+        "measured": {"speedup": best.measured, "tried": plans},
         "latency_ms": {"model": times.model, "blocks": dict(times.blocks)},
     }
