@@ -2,10 +2,10 @@
 
 A block's error is measured locally at every size where one Gram matrix serves them all, at three sizes where
 a method has to be fitted; the output's change is measured by putting a layer alone into the dense network, at
-three sizes of each method, and interpolated between them from the local error.
+three sizes of the former and one of the latter, and interpolated from the local error.
 
 Passes of the network: one over the fitted batches, one over the held-out ones, and for each layer put in,
-about 18 for a block, one over `JUDGING_TOKENS` of their tokens (`Sensitivity.passes` counts batches).
+11 or 12 for a block, one over `JUDGING_TOKENS` of their tokens (`Sensitivity.passes` counts batches).
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from eugen.sites import FFNSite
 from eugen.surgery import _generator
 from eugen.transfer import _output_weight
 
-MEASURED_BUDGETS = (0.1, 0.3, 0.6)
+FITTED_BUDGETS = (0.1, 0.3, 0.6)
 """Near these the output's change is measured; methods without nested sizes are fitted there only."""
-FITTED_TOKENS = 16_384
+MEASURED_BUDGET = (0.3,)
+"""Near this one the output's change is measured of a method without nested sizes."""
+FITTED_TOKENS = 8192
 """At most so many tokens for a method that is fitted size by size."""
-JUDGING_TOKENS = 4096
+JUDGING_TOKENS = 2048
 """The output's change is measured on the fewest held-out batches that have so many tokens."""
 
 
@@ -128,17 +130,18 @@ class _Block:
 
     def measure(self, own: list[Sized]) -> list[_Seen]:
         """One method at its sizes: fitted where it is cheap, the network run at a few of them."""
-        chosen = _near_measured_budgets(own)
+        fitted, measured = _nearest(own, FITTED_BUDGETS), _nearest(own, MEASURED_BUDGET)
         seen: list[_Seen | None] = [None] * len(own)
         for index, each in enumerate(own):
-            if index not in chosen and not nests(each.config):
+            nested = nests(each.config)
+            if index not in fitted and not nested:
                 continue
             layer = self._fit(each.config)
             error = self._local_error(layer)
             if not math.isfinite(error):
                 continue
             seen[index] = _Seen(each, error)
-            if index in chosen:
+            if index in (fitted if nested else measured):
                 effect = self.change(layer)
                 self.whole.passes["held-out batches"] += len(self.whole.change.batches)
                 seen[index] = _Seen(each, error, effect if math.isfinite(effect) else None)
@@ -168,12 +171,9 @@ def _evenly(batches: list[Any], share: float) -> list[Any]:
     return [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
 
 
-def _near_measured_budgets(own: list[Sized]) -> set[int]:
-    """The sizes closest to the measured budgets in ratio."""
-    return {
-        min(range(len(own)), key=lambda i: abs(math.log(own[i].budget / budget)))
-        for budget in MEASURED_BUDGETS
-    }
+def _nearest(own: list[Sized], budgets: Sequence[float]) -> set[int]:
+    """The sizes closest to these budgets in ratio."""
+    return {min(range(len(own)), key=lambda i: abs(math.log(own[i].budget / b))) for b in budgets}
 
 
 def _interpolated(own: list[Sized], seen: list[_Seen | None]) -> list[_Seen]:
