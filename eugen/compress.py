@@ -20,12 +20,14 @@ from eugen.search.target import Target
 from eugen.sites import find_ffns
 from eugen.sites.faults import nothing_found
 from eugen.surgery import FittedBlock, ReplacedSite, replace
-from eugen.tokens import enough
+from eugen.tokens import enough, take
 from eugen.transfer import default_call
 
 Call = Callable[[nn.Module, Any], Any]
 Progress = Callable[[str], None]
 
+SEARCH_TOKENS = 25
+"""Calibration tokens for each neuron of the widest block that the choice for each block reads."""
 HELD_BACK = 8
 """Every eighth batch is for choosing where distillation is given no other data."""
 
@@ -122,15 +124,15 @@ def plan_for(
     if not len(calibration):
         raise ValueError("the calibration data are empty: give at least one batch of model inputs")
     example = calibration[0] if example is None else example
-    if row is None:
-        from eugen.search import choose
-
-        return choose(
-            model, calibration, target=target, call=call, example=example, seed=seed, progress=progress
-        )
     sites = find_ffns(model)
     if not sites:
         raise ValueError(nothing_found(model))
+    if row is None:
+        from eugen.search import choose
+
+        wanted = SEARCH_TOKENS * max(site.dense.hidden_features for site in sites)
+        taken, _ = take(model, sites, calibration, wanted, call or default_call)
+        return choose(model, taken, target=target, call=call, example=example, seed=seed, progress=progress)
     if target.macs is not None:
         budget = target.macs
     elif target.parameters is not None:

@@ -35,15 +35,8 @@ def enough(
     sites = [site for site in find_ffns(model) if site.name in blocks]
     fitted = [built([site], blocks[site.name])[0] for site in sites if blocks[site.name].needs_calibration]
     features = max((layer.num_features for layer in fitted), default=0)
-    wanted, taken = level.tokens_for(features), []
-    counts = dict.fromkeys((site.name for site in sites), 0)
-    for batch in calibration:
-        taken.append(batch)
-        for name, tokens in tokens_through(model, sites, batch, call).items():
-            counts[name] += tokens
-        if min(counts.values(), default=0) >= wanted:
-            break
-    tokens = min(counts.values(), default=0)
+    wanted = level.tokens_for(features)
+    taken, tokens = take(model, sites, calibration, wanted, call)
     if taken and tokens < LEAST_TOKENS * features:
         raise ValueError(
             f"the calibration data give {tokens} tokens, too few for {features} features: give at least "
@@ -53,6 +46,25 @@ def enough(
         less = "" if tokens >= wanted else f"; the level asks for {wanted}, quality gains by more data"
         progress(f"calibration: {tokens} tokens in {len(taken)} batches{less}")
     return taken, {"calibration_tokens": tokens, "calibration_tokens_wanted": wanted}
+
+
+def take(
+    model: nn.Module,
+    sites: Sequence[FFNSite],
+    calibration: Iterable[Any],
+    wanted: int,
+    call: Callable[[nn.Module, Any], Any],
+) -> tuple[list[Any], int]:
+    """The first batches that give each block so many tokens, or all of them; and how many they give."""
+    taken: list[Any] = []
+    counts = dict.fromkeys((site.name for site in sites), 0)
+    for batch in calibration:
+        taken.append(batch)
+        for name, tokens in tokens_through(model, sites, batch, call).items():
+            counts[name] += tokens
+        if min(counts.values(), default=0) >= wanted:
+            break
+    return taken, min(counts.values(), default=0)
 
 
 def tokens_through(
