@@ -6,6 +6,7 @@ one chunk and one Gram matrix, whatever the number of tokens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 
 import torch
@@ -102,6 +103,14 @@ class Moments:
         weight = (_solve_positive(correlation, cross, ridge) / (deviation * self._scale)[:, None]).T
         bias = target_mean + self._target_shift - weight @ (mean * self._scale + self._shift)
         return weight.contiguous(), bias
+
+    def part(self, columns: Tensor) -> Moments:
+        """The moments of some of the features alone, by their numbers: what a stream of these would give."""
+        chosen = copy.copy(self)
+        chosen._gram = self._gram[columns][:, columns]
+        for name in ("_shift", "_scale", "_cross", "_feature_sum"):
+            setattr(chosen, name, getattr(self, name)[columns])
+        return chosen
 
 
 def _solve_positive(matrix: Tensor, right: Tensor, ridge: float) -> Tensor:
