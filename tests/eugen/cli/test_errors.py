@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from tests.eugen.cli.conftest import write_images, write_text, write_vectors
@@ -166,7 +165,6 @@ def test_an_image_that_is_none_is_named(fails, tmp_path):
     images = write_images(tmp_path / "images", 12)
     (images / "3.png").write_bytes(b"nothing")
     assert "3.png is no image that can be read" in fails(VIT, images, *TARGET)
-    Image.new("RGB", (8, 8)).save(images / "3.png")
 
 
 def test_an_output_folder_that_is_taken(eugen_cli, inputs, tmp_path):

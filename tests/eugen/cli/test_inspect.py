@@ -44,7 +44,7 @@ def test_inspect_tells_what_budgets_buy(eugen_cli):
 def test_models_that_tell_their_inputs_need_no_example(eugen_cli, source):
     found = eugen_cli("inspect", source)
     assert found.exit_code == 0, found.stderr
-    assert "1 blocks" in found.stdout
+    assert "1 block:" in found.stdout
 
 
 def test_a_folder_needs_no_weights(eugen_cli, bert_folder):
