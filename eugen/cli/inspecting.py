@@ -45,8 +45,8 @@ def inspect(spec: str, example: str | None) -> None:
     part = sum(site.dense.num_parameters() for site in sites) / parameters
     typer.echo(aligned(_block_rows(sites, tokens, whole), left=4))
     typer.echo(
-        f"\n{len(sites)} block{'' if len(sites) == 1 else 's'}: {ffn / whole:.0%} of {amount(whole)} MACs ({shape_of(batch)}), "
-        f"{part:.0%} of {amount(parameters)} parameters"
+        f"\n{len(sites)} block{'' if len(sites) == 1 else 's'}: {ffn / whole:.0%} of {amount(whole)} MACs "
+        f"({shape_of(batch)}), {part:.0%} of {amount(parameters)} parameters"
     )
     bounds = ", ".join(f"{b:g} → {whole / (whole - ffn + b * ffn):.2f}×" for b in BUDGETS)
     typer.echo(f"speed-up of the whole model if time followed MACs, by budget: {bounds}\n")
