@@ -1,6 +1,7 @@
 """Cheap feed-forward layers that keep the quality of the dense ones, on any PyTorch model."""
 
 from eugen.bundle import bundle, merge, merge_linear
+from eugen.compress import Compressed, compress
 from eugen.config import BudgetTooSmall, LayerConfig, UnsuitableBlock
 from eugen.ffn import DenseFFN, FFNLayer
 from eugen.layers import layers
@@ -26,6 +27,8 @@ from eugen.layers.snnk import SNNKConfig
 from eugen.levels import LEVELS, Level
 from eugen.plan import Plan
 from eugen.polynomials import Polynomial, bernstein, fit_polynomial
+from eugen.saved import load, save
+from eugen.search.target import Target
 from eugen.self_guided import SelfGuided
 from eugen.sites import FFNParts, FFNSite, find_ffns, register_site
 from eugen.surgery import FittedBlock, ReplacedSite, Replacement, map_layers, replace
@@ -36,6 +39,7 @@ __all__ = [
     "BlockDenseConfig",
     "BlockShuffleConfig",
     "BudgetTooSmall",
+    "Compressed",
     "DLRTConfig",
     "DenseConfig",
     "DenseFFN",
@@ -64,15 +68,19 @@ __all__ = [
     "Replacement",
     "SNNKConfig",
     "SelfGuided",
+    "Target",
     "UnsuitableBlock",
     "bernstein",
     "bundle",
+    "compress",
     "find_ffns",
     "fit_polynomial",
     "layers",
+    "load",
     "map_layers",
     "merge",
     "merge_linear",
     "register_site",
     "replace",
+    "save",
 ]
