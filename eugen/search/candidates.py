@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,17 +13,15 @@ from eugen.config import BudgetTooSmall, LayerConfig, UnsuitableBlock
 from eugen.ffn import DenseFFN
 from eugen.layers.dense import DenseConfig
 from eugen.layers.eugen import EUGenConfig
+from eugen.layers.eugen_experts import EUGenExpertsConfig
 from eugen.layers.ffsplit import FFSplitConfig
 from eugen.layers.linear import LinearConfig
 from eugen.layers.low_rank_aware import LowRankAwareConfig
 from eugen.layers.prune import PruneConfig
+from eugen.layers.prune_linear import PruneLinearConfig
 
 BUDGETS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Fractions of the block's MACs at which a method without a size of its own is looked at."""
-HEAVY_SHARE = 0.75
-"""Of `ffsplit`'s budget goes to neurons, the rest to the low-rank part."""
-
-
 Candidate = LayerConfig | Callable[[DenseFFN, float], LayerConfig]
 """A configuration without a budget, or what makes one of a block and a budget."""
 
@@ -58,7 +55,8 @@ def defaults(dense: DenseFFN) -> dict[str, Candidate]:
         "linear": LinearConfig(),
         "prune + linear": _beside_a_linear_map,
         "low_rank_aware": LowRankAwareConfig(),
-        "prune + low_rank_aware": _beside_low_rank,
+        "prune_linear": PruneLinearConfig(),
+        "eugen_experts": EUGenExpertsConfig(),
         "eugen_teacher": EUGenConfig(order=2, sharing="powers", direct_linear=True, **teacher),
     }
     if dense.gate is not None:
@@ -155,14 +153,3 @@ def _beside_a_linear_map(dense: DenseFFN, budget: float) -> LayerConfig:
     )
     # Halfway to the next number, so that rounding the share down gives this one.
     return FFSplitConfig(of=LinearConfig(), heavy=(neurons + 0.5) / dense.hidden_features)
-
-
-def _beside_low_rank(dense: DenseFFN, budget: float) -> LayerConfig:
-    """The strongest neurons, and low-rank factors of the others."""
-    neurons = math.floor(HEAVY_SHARE * budget * dense.hidden_features)
-    if neurons < 1:
-        least = 1 / (HEAVY_SHARE * dense.hidden_features)
-        raise BudgetTooSmall(budget, "'ffsplit' with a neuron of its own", least)
-    return FFSplitConfig(
-        budget=budget, of=LowRankAwareConfig(), heavy=(neurons + 0.5) / dense.hidden_features
-    )
