@@ -40,7 +40,7 @@ def fails(eugen_cli, tmp_path):
         (("--speedup", 0.5), "must be above 1"),
         ((*TARGET, "--row", "prun"), "did you mean prune?"),
         ((*TARGET, "--row", "something"), "use one of auto, bf16"),
-        ((*TARGET, "--row", "eugen(ordr=1)"), "did you mean order?"),
+        ((*TARGET, "--row", "eugen(ordr=1)"), "did you mean order or min_order?"),
         ((*TARGET, "--row", "eugen(1)"), "name(option=value"),
         ((*TARGET, "--level", "fats"), "did you mean fast?"),
         ((*TARGET, "--device", "gpu"), "--device gpu: this machine has no such device"),
