@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eugen import parallel
 from eugen.config import LayerConfig
 from eugen.ffn import DenseFFN, TokenStream
 from eugen.layers.low_rank import LowRankConfig, LowRankFFN, set_factors
@@ -61,7 +62,8 @@ def second_moment(data: TokenStream, of: Callable[[Tensor], Tensor]) -> Float[Te
         total += len(x) if weight is None else float(weight.double().sum())
     if moment is None:
         raise ValueError("the calibration stream is empty: give at least one chunk of tokens")
-    return moment / total
+    moment, weights = parallel.total(moment, torch.tensor(total, dtype=torch.float64))
+    return moment / weights.to(moment.device)
 
 
 def moment_root(moment: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
