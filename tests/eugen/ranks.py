@@ -1,0 +1,122 @@
+"""What each of several real processes does in `test_parallel`; a process has the results that it returns."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from eugen import PruneConfig, parallel, replace
+from eugen.config import LayerConfig
+from eugen.least_squares import ErrorMeter, Moments
+from tests.eugen.blocks import block, generator, tokens
+from tests.eugen.models import bert, call_bert, images, sentences, vit
+
+WORLD = 2
+
+
+def join(rank: int, folder: str) -> None:
+    """Become one of `WORLD` processes that meet in a file."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD
+    )
+
+
+def work(rank: int, folder: str, configs: dict[str, LayerConfig]) -> None:
+    """Everything that is compared, in one start of the processes: starting costs most."""
+    join(rank, folder)
+    found: dict[str, Any] = {"operations": operations(rank), "moments": sums(shard(chunks(), rank))}
+    for name, config in configs.items():
+        for task in ("vit", "bert"):
+            found[f"{name} {task}"] = fitted(task, config, rank)
+    found["errors"] = errors(rank)
+    torch.save(found, Path(folder, f"{rank}.pt"))
+    distributed.destroy_process_group()
+
+
+def shard(items: list, rank: int) -> list:
+    """Uneven parts: the first process has more."""
+    cut = len(items) - len(items) // (WORLD + 1)
+    return items[:cut] if rank == 0 else items[cut:]
+
+
+def operations(rank: int) -> dict[str, Any]:
+    """Every operation of `eugen.parallel` on what differs between the processes."""
+    own = torch.arange(3.0 - rank) + 10 * rank
+    with parallel.using(parallel.resolve("world")):
+        seeded = generator(rank)
+        first = parallel.from_first(
+            torch.tensor([0.1, -0.0, torch.nan]) * (1 + rank), torch.tensor(rank == 0)
+        )
+        parallel.draw_alike(seeded)
+        return {
+            "total": parallel.total(torch.tensor([1, 10]) * (rank + 1))[0],
+            "numbers": parallel.total_of(rank, 0.25),
+            "gathered": parallel.gathered(own),
+            "bools": parallel.gathered(own > 1),
+            "place": parallel.place(3 - rank),
+            "first": first,
+            "drawn": torch.randn(2, generator=seeded),
+        }
+
+
+def chunks() -> list[tuple[torch.Tensor, ...]]:
+    """Features, targets and weights, far from zero."""
+    dense, x = block(12, 48), tokens(600, 12) + 5
+    weight = torch.rand(600, generator=generator(4))
+    with torch.no_grad():
+        return list(zip(dense.features(x).split(100), x.split(100), weight.split(100), strict=True))
+
+
+def sums(data: list[tuple[torch.Tensor, ...]]) -> dict[str, Any]:
+    """All that `Moments` and `ErrorMeter` know of a stream."""
+    group = parallel.resolve("world") if distributed.is_initialized() else None
+    with parallel.using(group):
+        moments, meter = Moments(), ErrorMeter()
+        for features, target, weight in data:
+            moments.add(features, target, weight)
+            meter.add(features[:, :12], target, weight)
+        return {"totals": moments.totals(), "solution": moments.solve(), "r2": meter.r2()}
+
+
+def fitted(task: str, config: LayerConfig, rank: int | None, steps: int = 6) -> dict[str, Any]:
+    """The layers of a transfer of all batches by one process, or of this process's part by all.
+
+    In float64, where steps of Adam do not blow up a difference in rounding.
+    """
+    model = (vit(depth=2) if task == "vit" else bert(layers=2)).double()
+    batches = [batch.double() for batch in images(6)] if task == "vit" else sentences(6)
+    result = replace(
+        model,
+        config,
+        calibration=batches if rank is None else shard(batches, rank),
+        call=None if task == "vit" else call_bert,
+        refine_steps=steps,
+        group=None if rank is None else "world",
+        memory_limit=20_000,
+    )
+    return {
+        "r2": [site.fit_r2 for site in result.sites],
+        "state": [site.layer.state_dict() for site in result.sites],
+    }
+
+
+def errors(rank: int) -> dict[str, str]:
+    """What each process says where only one is wrong, or where they disagree."""
+    good, said = images(2), {}
+    spoilt = [good[0], good[1] * torch.nan]
+    cases: dict[str, dict[str, Any]] = {
+        "NaN in one": {"calibration": spoilt if rank else good},
+        "nothing for one": {"calibration": [] if rank else good},
+        "other seeds": {"calibration": good, "seed": rank},
+    }
+    for name, options in cases.items():
+        try:
+            replace(vit(), PruneConfig(budget=0.4), group="world", **options)
+        except (ValueError, RuntimeError) as error:
+            said[name] = f"{type(error).__name__}: {error}"
+    return said | {"pid": str(os.getpid())}
