@@ -1,4 +1,4 @@
-"""What each of several real processes does in `test_parallel`; a process has the results that it returns."""
+"""What each of several real processes does in `test_parallel`, with torch alone: they start sooner."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed, nn
 
 from eugen import PruneConfig, parallel, replace
 from eugen.config import LayerConfig
 from eugen.least_squares import ErrorMeter, Moments
 from tests.eugen.blocks import block, generator, tokens
-from tests.eugen.models import bert, call_bert, images, sentences, vit
 
 WORLD = 2
+NORMS = ("pre", "post")
+"""Before a block, which then has a residual stream, or after it, which gives its tokens weights."""
 
 
 def join(rank: int, folder: str) -> None:
@@ -31,8 +32,8 @@ def work(rank: int, folder: str, configs: dict[str, LayerConfig]) -> None:
     join(rank, folder)
     found: dict[str, Any] = {"operations": operations(rank), "moments": sums(shard(chunks(), rank))}
     for name, config in configs.items():
-        for task in ("vit", "bert"):
-            found[f"{name} {task}"] = fitted(task, config, rank)
+        for norm in NORMS:
+            found[f"{name} {norm}"] = fitted(norm, config, rank)
     found["errors"] = errors(rank)
     torch.save(found, Path(folder, f"{rank}.pt"))
     distributed.destroy_process_group()
@@ -64,7 +65,7 @@ def operations(rank: int) -> dict[str, Any]:
         }
 
 
-def chunks() -> list[tuple[torch.Tensor, ...]]:
+def chunks() -> list[tuple[Tensor, ...]]:
     """Features, targets and weights, far from zero."""
     dense, x = block(12, 48), tokens(600, 12) + 5
     weight = torch.rand(600, generator=generator(4))
@@ -72,7 +73,7 @@ def chunks() -> list[tuple[torch.Tensor, ...]]:
         return list(zip(dense.features(x).split(100), x.split(100), weight.split(100), strict=True))
 
 
-def sums(data: list[tuple[torch.Tensor, ...]]) -> dict[str, Any]:
+def sums(data: list[tuple[Tensor, ...]]) -> dict[str, Any]:
     """All that `Moments` and `ErrorMeter` know of a stream."""
     group = parallel.resolve("world") if distributed.is_initialized() else None
     with parallel.using(group):
@@ -83,18 +84,35 @@ def sums(data: list[tuple[torch.Tensor, ...]]) -> dict[str, Any]:
         return {"totals": moments.totals(), "solution": moments.solve(), "r2": meter.r2()}
 
 
-def fitted(task: str, config: LayerConfig, rank: int | None, steps: int = 6) -> dict[str, Any]:
+def encoder(norm: str) -> nn.Module:
+    """Two transformer layers with weights as if trained."""
+    layer = nn.TransformerEncoderLayer(
+        32, 2, 64, batch_first=True, norm_first=norm == "pre", activation="gelu"
+    )
+    model, seeded = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), generator(21)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=seeded)
+            scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.2
+            parameter.copy_(noise * scale + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+    return model.double().eval()
+
+
+def batches(count: int) -> list[Tensor]:
+    """Sequences of vectors."""
+    return list(torch.randn(count, 8, 9, 32, generator=generator(31)).double())
+
+
+def fitted(norm: str, config: LayerConfig, rank: int | None, steps: int = 6) -> dict[str, Any]:
     """The layers of a transfer of all batches by one process, or of this process's part by all.
 
     In float64, where steps of Adam do not blow up a difference in rounding.
     """
-    model = (vit(depth=2) if task == "vit" else bert(layers=2)).double()
-    batches = [batch.double() for batch in images(6)] if task == "vit" else sentences(6)
+    data = batches(6)
     result = replace(
-        model,
+        encoder(norm),
         config,
-        calibration=batches if rank is None else shard(batches, rank),
-        call=None if task == "vit" else call_bert,
+        calibration=data if rank is None else shard(data, rank),
         refine_steps=steps,
         group=None if rank is None else "world",
         memory_limit=20_000,
@@ -107,7 +125,7 @@ def fitted(task: str, config: LayerConfig, rank: int | None, steps: int = 6) -> 
 
 def errors(rank: int) -> dict[str, str]:
     """What each process says where only one is wrong, or where they disagree."""
-    good, said = images(2), {}
+    good, said = batches(2), {}
     spoilt = [good[0], good[1] * torch.nan]
     cases: dict[str, dict[str, Any]] = {
         "NaN in one": {"calibration": spoilt if rank else good},
@@ -116,7 +134,7 @@ def errors(rank: int) -> dict[str, str]:
     }
     for name, options in cases.items():
         try:
-            replace(vit(), PruneConfig(budget=0.4), group="world", **options)
+            replace(encoder("pre"), PruneConfig(budget=0.4), group="world", **options)
         except (ValueError, RuntimeError) as error:
             said[name] = f"{type(error).__name__}: {error}"
     return said | {"pid": str(os.getpid())}

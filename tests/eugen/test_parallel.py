@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import multiprocessing
+from torch import multiprocessing, nn
 
 from eugen import (
     BlockShuffleConfig,
@@ -20,7 +20,7 @@ from eugen import (
 )
 from eugen.config import LayerConfig
 from tests.eugen import ranks
-from tests.eugen.models import chain, vectors
+from tests.eugen.blocks import block, tokens
 from tests.tolerances import relative_rms
 
 CONFIGS: dict[str, LayerConfig] = {
@@ -68,16 +68,16 @@ def test_sums_are_those_of_one_process(found):
         assert each["r2"] == pytest.approx(alone["r2"], rel=1e-12)
 
 
-@pytest.mark.parametrize("task", ["vit", "bert"])
+@pytest.mark.parametrize("norm", ranks.NORMS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_layers_are_those_of_one_process_and_equal_in_all(found, name, task):
-    first, second = (process[f"{name} {task}"] for process in found)
-    alone = ranks.fitted(task, CONFIGS[name], None)
+def test_layers_are_those_of_one_process_and_equal_in_all(found, name, norm):
+    first, second = (process[f"{name} {norm}"] for process in found)
+    alone = ranks.fitted(norm, CONFIGS[name], None)
     assert first["r2"] == second["r2"] == pytest.approx(alone["r2"], abs=1e-4)
     for ours, theirs, single in zip(first["state"], second["state"], alone["state"], strict=True):
         for key, tensor in single.items():
             assert torch.equal(ours[key], theirs[key]), key
-            print(name, task, key, relative_rms(ours[key], tensor) if tensor.norm() else 0)
+            print(name, norm, key, relative_rms(ours[key], tensor) if tensor.norm() else 0)
             assert ours[key].shape == tensor.shape
             if tensor.norm() > 0:
                 assert relative_rms(ours[key], tensor) < 1e-5, key
@@ -99,7 +99,9 @@ def test_one_process_that_fails_ends_both(found):
 )
 def test_what_is_no_group_is_refused(group, message):
     with pytest.raises(ValueError, match=message):
-        replace(chain(), PruneConfig(budget=0.4), calibration=vectors(), group=group)
+        replace(
+            nn.Sequential(block(6, 24)), PruneConfig(budget=0.4), calibration=[tokens(40, 6)], group=group
+        )
 
 
 def test_an_end_of_the_group_is_an_end_of_its_sums():
