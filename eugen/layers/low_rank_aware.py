@@ -55,8 +55,9 @@ def second_moment(data: TokenStream, of: Callable[[Tensor], Tensor]) -> Float[Te
     """
     moment, total = None, 0.0
     for x, _, weight in data:
-        values = of(x).float()
-        weighted = values if weight is None else values * weight.float()[:, None]
+        values = of(x)
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        weighted = values if weight is None else values * weight.to(values.dtype)[:, None]
         chunk = (values.T @ weighted).double()
         moment = chunk if moment is None else moment + chunk
         total += len(x) if weight is None else float(weight.double().sum())

@@ -77,7 +77,6 @@ def test_layers_are_those_of_one_process_and_equal_in_all(found, name, norm):
     for ours, theirs, single in zip(first["state"], second["state"], alone["state"], strict=True):
         for key, tensor in single.items():
             assert torch.equal(ours[key], theirs[key]), key
-            print(name, norm, key, relative_rms(ours[key], tensor) if tensor.norm() else 0)
             assert ours[key].shape == tensor.shape
             if tensor.norm() > 0:
                 assert relative_rms(ours[key], tensor) < 1e-5, key
