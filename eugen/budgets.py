@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from eugen.capture import evaluating
 from eugen.config import BudgetTooSmall, LayerConfig
 from eugen.ffn import FFNLayer
-from eugen.outputs import evaluating
 from eugen.search.target import Target, Unreachable
 from eugen.sites import FFNSite
 from eugen.surgery import replace

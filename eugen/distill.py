@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from eugen.outputs import evaluating, kl, main_output
+from eugen.capture import evaluating
+from eugen.outputs import kl, main_output
 
 LEARNING_RATES = (3e-5, 1e-4, 3e-4)
 CHECKS = 10

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -36,19 +35,6 @@ def main_output(model: nn.Module, result: Any) -> tuple[Tensor, str]:
         raise ValueError(f"the model gives {type(result).__name__} without a tensor of floating point")
     classes = found.ndim == 2 and getattr(model, "num_classes", None) == found.shape[-1]
     return found, "classes" if classes else "features"
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """The models in evaluation mode; afterwards each module is in the mode it was in."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _first_tensor(result: Any) -> Tensor | None:

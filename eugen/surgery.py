@@ -6,16 +6,21 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from eugen import parallel
+from eugen.activations import MEMORY_LIMIT, Store
 from eugen.config import LayerConfig
 from eugen.ffn import FFNLayer
 from eugen.sites import FFNSite, find_ffns
 from eugen.sites.faults import check_weights, nothing_found
 from eugen.transfer import Transfer, default_call
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ def replace(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
     finished: MutableMapping[str, FittedBlock] | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+    group: parallel.Group | ProcessGroup | Literal["world"] | None = None,
 ) -> Replacement:
     """A copy of the model whose feed-forward blocks are what `config` describes.
 
@@ -83,37 +90,42 @@ def replace(
         progress: called with one line after each fitted block.
         finished: what an interrupted call with the same arguments fitted, by the block's name, and what is
             taken as it is; each block is put there as soon as it is fitted.
+        memory_limit: bytes of activations kept in memory, 2 GiB by default; what is beyond goes to files in a
+            temporary folder. The models, one batch and the fit of one block come on top.
+        group: processes that fit together, each called with its own part of the calibration data and the
+            same model and settings: a process group, or "world" for all of torch.distributed. All get the
+            same layers.
 
     Raises:
         ValueError: no block was found or selected, a name is no block's, weights are quantised or not
             loaded, the budget is too small for one, or the calibration data are empty, not re-iterable or
             hold NaN.
+        RuntimeError: another process of the group failed.
     """
-    sites = _selected(model, where)
-    if isinstance(config, Mapping):
-        sites, configs = _named(sites, config), config
-    else:
-        configs = {site.name: config for site in sites}
+    together = parallel.resolve(group)
+    sites, configs = _configured(model, config, where)
     check_weights(model, sites, fitted=calibration is not None, refined=refine_steps > 0)
     # Sizes are checked on all blocks before any work: building on the meta device costs nothing.
     for site in sites:
         _check_size(configs[site.name], site)
-    transfer = None
-    if calibration is not None:
-        transfer = Transfer(model, sites, calibration, call or default_call, progress)
     student, done, replaced = copy.deepcopy(model), {} if finished is None else finished, []
-    for site in sites:
-        config, generator = configs[site.name], _generator(seed, site)
-        if site.name in done:
-            layer, r2 = config.build(site.dense, generator=generator), done[site.name].fit_r2
-            layer.load_state_dict(done[site.name].state)
-        elif transfer is None:
-            layer, r2 = config.build(site.dense, generator=generator), None
-        else:
-            layer, r2 = transfer.fit(student, site, config, refine_steps, generator)
-            done[site.name] = FittedBlock(layer.state_dict(), r2)
-        student = install(student, site, layer)
-        replaced.append(_replaced(site, layer, r2))
+    left = {site.name: configs[site.name] for site in sites if site.name not in done}
+    parallel.require_equal(together, "blocks, configurations or settings", f"{left} {refine_steps=} {seed=}")
+    with Store(memory_limit) as store:
+        transfer = None
+        if calibration is not None:
+            wanted = [s for s in sites if s.name in left and configs[s.name].needs_calibration]
+            options = {"wanted": wanted, "store": store, "group": together, "progress": progress}
+            transfer = Transfer(model, sites, calibration, call or default_call, **options)
+        for site in sites:
+            config, generator = configs[site.name], block_generator(seed, site)
+            if site.name in done or transfer is None:
+                layer, r2 = _built(config, site, generator, done.get(site.name))
+            else:
+                layer, r2 = transfer.fit(student, site, config, refine_steps, generator)
+                done[site.name] = FittedBlock(layer.state_dict(), r2)
+            student = install(student, site, layer)
+            replaced.append(_replaced(site, layer, r2))
     return Replacement(student, replaced)
 
 
@@ -159,6 +171,17 @@ def put(model: nn.Module, path: str, module: Any) -> nn.Module:
     return model
 
 
+def _configured(
+    model: nn.Module,
+    config: LayerConfig | Mapping[str, LayerConfig],
+    where: Callable[[FFNSite], bool] | None,
+) -> tuple[list[FFNSite], Mapping[str, LayerConfig]]:
+    sites = _selected(model, where)
+    if isinstance(config, Mapping):
+        return _named(sites, config), config
+    return sites, {site.name: config for site in sites}
+
+
 def _selected(model: nn.Module, where: Callable[[FFNSite], bool] | None) -> list[FFNSite]:
     found = find_ffns(model)
     if not found:
@@ -185,10 +208,21 @@ def _named(sites: list[FFNSite], configs: Mapping[str, LayerConfig]) -> list[FFN
     return [site for site in sites if site.name in configs]
 
 
-def _generator(seed: int, site: FFNSite) -> torch.Generator:
+def block_generator(seed: int, site: FFNSite) -> torch.Generator:
     """A block's own draws: the same whatever was drawn for the blocks before it."""
     seeds = torch.randint(2**62, (site.index + 1,), generator=torch.Generator().manual_seed(seed))
     return torch.Generator().manual_seed(int(seeds[-1]))
+
+
+def _built(
+    config: LayerConfig, site: FFNSite, generator: torch.Generator, kept: FittedBlock | None
+) -> tuple[FFNLayer, float | None]:
+    """An untrained layer, or the one that was fitted before."""
+    layer = config.build(site.dense, generator=generator)
+    if kept is None:
+        return layer, None
+    layer.load_state_dict(kept.state)
+    return layer, kept.fit_r2
 
 
 def _check_size(config: LayerConfig, site: FFNSite) -> None:

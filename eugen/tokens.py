@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from eugen.budgets import built
+from eugen.capture import evaluating
 from eugen.config import LayerConfig
 from eugen.levels import Level
-from eugen.outputs import evaluating
 from eugen.sites import FFNSite, find_ffns
 
 LEAST_TOKENS = 2

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from eugen import parallel
 from eugen.config import ALIGNED, LayerConfig
 from eugen.features import strongest
 from eugen.ffn import DenseFFN, TokenStream, copy_activation, new_linear
@@ -181,6 +182,7 @@ def feature_scores(
         count += member.sum(0)[:, None]
         total += member.T @ hidden
         square += member.T @ hidden.square()
+    count, total, square = parallel.total(count, total, square)
     everywhere = count.sum()
     overall = square.sum(0) / everywhere - (total.sum(0) / everywhere).square()
     held = count.clamp(min=1e-30)

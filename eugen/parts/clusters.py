@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from eugen import parallel
 from eugen.ffn import TokenStream
 from eugen.shapes import Float
 
@@ -70,10 +71,10 @@ def token_clusters(
     Raises:
         ValueError: the stream is empty, holds NaN or infinity, or fewer tokens than clusters.
     """
-    found = sum(len(x) for x, _, _ in data)
+    _, found = parallel.place(sum(len(x) for x, _, _ in data))
     if not found:
         raise ValueError("the calibration stream is empty: give at least one chunk of tokens")
-    vectors = torch.cat([x[:: -(-found // most)] for x, _, _ in data])
+    vectors = parallel.gathered(torch.cat([x[:: -(-found // most)] for x, _, _ in data]))
     vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     if not torch.isfinite(vectors).all():
         raise ValueError("the inputs hold NaN or infinity: check the calibration data")

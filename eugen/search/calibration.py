@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from eugen.capture import capturing, evaluating
 from eugen.ffn import DenseFFN
 from eugen.least_squares import HELD_OUT
 from eugen.sites import FFNSite
-from eugen.transfer import _capturing as capturing
-from eugen.transfer import _evaluating as evaluating
-from eugen.transfer import _require_finite
+from eugen.transfer import require_finite
 
 Chunk = tuple[Tensor, Tensor, "Tensor | None"]
 Call = Callable[[nn.Module, Any], Any]
@@ -95,7 +94,7 @@ def observe(model: nn.Module, sites: list[FFNSite], batches: list[Any], call: Ca
                 raise ValueError(
                     f"block {site.name} did not run when the model was called with the calibration data"
                 )
-            _require_finite(output, site)
+            require_finite(output, site)
             weight = None
             if site.norm is not None:
                 want = output if stream is None else stream + output

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eugen.capture import evaluating
 from eugen.config import LayerConfig
-from eugen.search.calibration import Call, as_dense_ran, evaluating
+from eugen.search.calibration import Call, as_dense_ran
 from eugen.sites import FFNSite
 from eugen.surgery import replace
 

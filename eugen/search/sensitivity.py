@@ -26,8 +26,8 @@ from eugen.search.candidates import Sized, candidates_for, kept, sizes
 from eugen.search.nested import NestedFits, nests
 from eugen.search.propagation import LEAST, EffectMap, OutputChange, interpolate
 from eugen.sites import FFNSite
-from eugen.surgery import _generator
-from eugen.transfer import _output_weight
+from eugen.surgery import block_generator
+from eugen.transfer import output_weight
 
 FITTED_BUDGETS = (0.1, 0.3, 0.6)
 """Near these the output's change is measured; methods without nested sizes are fitted there only."""
@@ -105,7 +105,7 @@ class Sensitivity:
         whole = Option(kept(site.dense), 0.0, 0.0, measured=True)
         if not found:
             return [whole]
-        gamma, held_out = _output_weight(site, self.model), self.held_out[site.name].stream()
+        gamma, held_out = output_weight(site, self.model), self.held_out[site.name].stream()
         work = _Block(site, gamma, held_out, self)
         seen = {name: work.measure(own) for name, own in found.items()}
         points = {
@@ -154,7 +154,7 @@ class _Block:
             return self._nested.fit(config)
         if self._thinned is None:
             self._thinned = self.inputs.stream(FITTED_TOKENS)
-        generator = _generator(self.whole.seed, self.site)
+        generator = block_generator(self.whole.seed, self.site)
         with torch.no_grad():
             return config.fit(self.site.dense, self._thinned, generator=generator, output_weight=self.gamma)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from eugen.outputs import agreement, evaluating, kl, main_output
+from eugen.capture import evaluating
+from eugen.outputs import agreement, kl, main_output
 from tests.eugen.blocks import generator
 
 
