@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,24 +11,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from eugen.sites import FFNSite
-from eugen.sites.faults import shared_block
+from eugen.sites.faults import SiteFault, batch_failed, called_by_keyword, shared_block
+from eugen.sites.parts import evaluating
+
+__all__ = ["capturing", "evaluating", "explaining", "listening"]
 
 
 class _Enough(Exception):
     """Ends a forward pass once everything wanted was captured."""
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """The models in evaluation mode; every module is back in its own mode afterwards."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager
@@ -47,14 +37,16 @@ def listening(
         stop: end the pass, and with it the `with` block, at the first of the sites' inputs.
 
     Raises:
-        ValueError: a block runs several times in one pass.
+        SiteFault: a block runs several times in one pass, or is called with keywords only.
     """
     seen: set[tuple[str, str]] = set()
     handles = []
 
-    def take(site: FFNSite, what: str, value: Tensor) -> None:
+    def take(site: FFNSite, what: str, value: Tensor | None = None, *_: Any) -> None:
+        if value is None:
+            raise SiteFault(called_by_keyword(site))
         if (site.name, what) in seen:
-            raise ValueError(shared_block(model, site))
+            raise SiteFault(shared_block(model, site))
         seen.add((site.name, what))
         # A copy: what follows may write into the tensor in place, as nn.ReLU(inplace=True) does.
         keep(site, what, value.detach().reshape(-1, value.shape[-1]).clone())
@@ -77,10 +69,10 @@ def listening(
 
 
 def _hooks(
-    model: nn.Module, site: FFNSite, take: Callable[[FFNSite, str, Tensor], None], *, output: bool
+    model: nn.Module, site: FFNSite, take: Callable[..., None], *, output: bool
 ) -> Iterator[RemovableHandle]:
     def before(what: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _module, args: take(site, what, args[0])
+        return lambda _module, args: take(site, what, *args)
 
     def after(_module: nn.Module, _args: tuple[Any, ...], value: Tensor) -> None:
         take(site, "output", value)
@@ -104,3 +96,28 @@ def capturing(
 
     with listening(model, sites, keep, stop=stop):
         yield seen
+
+
+@contextmanager
+def explaining(
+    model: str, number: int, batch: Any, sites: Sequence[FFNSite], reached: Collection[str]
+) -> Iterator[None]:
+    """Say of a failed forward pass which batch it was and how far it came.
+
+    Args:
+        model: which one, in words.
+        number: of the batch, from 1.
+        reached: names of the blocks whose input was seen so far.
+
+    Raises:
+        ValueError: in the place of what the model or the call raised, which is its cause.
+    """
+    try:
+        yield
+    except (SiteFault, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        said = batch_failed(
+            error, model=model, number=number, batch=batch, sites=list(sites), reached=set(reached)
+        )
+        raise ValueError(said) from error

@@ -7,6 +7,7 @@ one chunk and one Gram matrix, whatever the number of tokens.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -182,7 +183,9 @@ class ErrorMeter:
         spread = square - total.square() / weight
         if self._output_weight is not None:
             importance = self._output_weight.double()
-            spread, error = spread * importance, error * importance
+            spread, error, square = spread * importance, error * importance, square * importance
+        if spread.sum() <= 1e-14 * square.sum():  # what rounding leaves of equal targets
+            return math.nan
         return float(1 - error.sum() / spread.sum())
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eugen.capture import evaluating
+
 MAIN = {"language": "kl", "classes": "top1_agreement", "features": "cosine"}
 """The figure that speaks for each kind of output; of features per token their pooled cosine."""
 LOWER_IS_BETTER = ("kl", "relative_error", "perplexity")

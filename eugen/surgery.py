@@ -98,9 +98,12 @@ def replace(
 
     Raises:
         ValueError: no block was found or selected, a name is no block's, weights are quantised or not
-            loaded, the budget is too small for one, or the calibration data are empty, not re-iterable or
-            hold NaN.
+            loaded, the budget is too small for one, or the calibration data are empty, not re-iterable,
+            hold NaN or do not go through the model (what the model or `call` raised is the error's cause).
         RuntimeError: another process of the group failed.
+
+    Warns:
+        UserWarning: a block was fitted on fewer than two tokens a feature; says how many are enough.
     """
     together = parallel.resolve(group)
     sites, configs = _configured(model, config, where)
@@ -126,6 +129,8 @@ def replace(
                 done[site.name] = FittedBlock(layer.state_dict(), r2)
             student = install(student, site, layer)
             replaced.append(_replaced(site, layer, r2))
+    if transfer is not None:
+        transfer.warn_of_few_tokens()
     return Replacement(student, replaced)
 
 

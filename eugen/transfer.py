@@ -6,6 +6,7 @@ also makes up for what the residual stream lost: `teacher(stream + y) − stream
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from eugen import parallel
 from eugen.activations import Activations, ActivationsWriter, Kept, Store
-from eugen.capture import capturing, evaluating, listening
+from eugen.capture import capturing, evaluating, explaining, listening
 from eugen.config import LayerConfig
 from eugen.ffn import FFNLayer
-from eugen.least_squares import HELD_OUT, fit_quality
+from eugen.least_squares import FEW_TOKENS_PER_FEATURE, HELD_OUT, fit_quality
 from eugen.sites import FFNSite
+from eugen.sites.faults import SiteFault, too_few_tokens
 
 SUMS_SHARE = 0.5
 """Part of the memory that the teacher's sums may use: a block's own chunks are read more often."""
@@ -61,6 +63,8 @@ class Transfer:
         self.store, self.group, self.progress = store, group, progress
         self._sums: dict[str, list[Kept]] = {}
         self._first_inputs: list[Kept] = []
+        self._short: list[tuple[FFNSite, int, int]] = []
+        """Blocks with too few tokens: the block, its tokens, its features."""
 
     def fit(
         self,
@@ -94,6 +98,9 @@ class Transfer:
             )
             parallel.make_equal(layer)
             r2 = fit_quality(layer, held_out, gamma)
+            tokens = int(parallel.total_of(train.tokens)[0])
+        if tokens < FEW_TOKENS_PER_FEATURE * layer.num_features:
+            self._short.append((site, tokens, layer.num_features))
         train.free()
         held_out.free()
         if self.progress is not None:
@@ -102,14 +109,21 @@ class Transfer:
             )
         return layer, r2
 
+    def warn_of_few_tokens(self) -> None:
+        """Warn the caller's caller where a block had fewer than two tokens a feature."""
+        if self._short:
+            warnings.warn(too_few_tokens(self._short, of=len(self.sites)), stacklevel=3)
+
     @torch.no_grad()
     def _keep_sums(self) -> None:
         """Per site and batch what the student should arrive at: the stream after the block, or its output."""
         self._sums = {site.name: [] for site in self.wanted}
         waiting: dict[str, Tensor] = {}
+        reached: set[str] = set()
 
         def keep(site: FFNSite, what: str, value: Tensor) -> None:
             if what == "input":
+                reached.add(site.name)
                 if site is self.sites[0]:
                     self._first_inputs.append(self.store.keep(value, share=SUMS_SHARE))
                 return
@@ -118,13 +132,17 @@ class Transfer:
             if site.stream is not None and site.name not in waiting:
                 waiting[site.name] = value
                 return
-            total = value if site.stream is None else waiting.pop(site.name) + value
+            total = value if site.stream is None else wide(waiting.pop(site.name)) + wide(value)
             self._sums[site.name].append(self.store.keep(total, share=SUMS_SHARE))
 
         batches = 0
         for batch in self.calibration:
             batches += 1
-            with listening(self.teacher, self.wanted, keep):
+            reached.clear()
+            with (
+                listening(self.teacher, self.wanted, keep),
+                explaining("the model", batches, batch, self.wanted, reached),
+            ):
                 self.call(self.teacher, batch)
             for site in self.wanted:
                 if len(self._sums[site.name]) < batches:
@@ -143,7 +161,10 @@ class Transfer:
             batches += 1
             if batches > len(sums):
                 continue  # counted for the message below
-            with capturing(student, [site], stop=True) as seen:
+            with (
+                capturing(student, [site], stop=True) as seen,
+                explaining("the partly replaced model", batches, batch, [site], ()),
+            ):
                 self.call(student, batch)
             x, stream = seen[site.name, "input"], seen.get((site.name, "stream"))
             want = sums[batches - 1].read()
@@ -183,9 +204,14 @@ def output_weight(site: FFNSite, model: nn.Module) -> Tensor | None:
 
 
 def require_finite(values: Tensor, site: FFNSite) -> None:
-    """Raise ValueError where a block's activations are not finite."""
+    """Raise SiteFault where a block's activations are not finite."""
     if not torch.isfinite(values).all():
-        raise ValueError(
+        raise SiteFault(
             f"the calibration data give NaN or infinity at block {site.name}: check the batches and "
             "the model's weights"
         )
+
+
+def wide(values: Tensor) -> Tensor:
+    """At least float32: sums and differences with the residual stream lose a narrow dtype's digits."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

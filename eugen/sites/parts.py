@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +19,8 @@ class FFNParts:
     """What an adapter found in one module; paths are relative to it, "" is the module itself.
 
     Attributes:
-        dense: the block, made of the model's own modules. Where it cannot be (`Conv1D`, packed gates, a
-            layer scale folded in), of copies that say the same.
+        dense: the block, made of the model's own modules. Where it cannot be, of maps that say the same:
+            views of a packed gate's weights, copies for `Conv1D` and for a layer scale folded in.
         slot: the module that the new layer takes the place of; its input is the block's input.
         bypass: modules (or functions) that become the identity, because the new layer does their work.
         output: the module whose output is the block's output (before surgery).
@@ -82,30 +83,33 @@ def as_module(act: object) -> nn.Module | None:
     return Function(act) if callable(act) else None
 
 
-def own_linear(weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None) -> nn.Linear:
-    """A linear map with copies of these weights."""
+def linear_of(weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None) -> nn.Linear:
+    """A linear map of these weights, which are copied only where they do not lie row by row."""
     d_out, d_in = weight.shape
     linear = nn.Linear(d_in, d_out, bias=bias is not None, device="meta", dtype=weight.dtype)
-    linear.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+    # Quantised weights cannot take a gradient; `replace` refuses them in words of its own.
+    linear.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=weight.is_floating_point())
     if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().clone())
+        linear.bias = nn.Parameter(bias.detach())
     return linear
 
 
 def halves(packed: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
-    """The two maps that one packed matrix holds, the first half of its outputs and the second."""
+    """The two maps that one packed matrix holds, the first half of its outputs and the second, as views."""
     width, bias = packed.out_features // 2, packed.bias
-    first, second = slice(None, width), slice(width, None)
-    return tuple(
-        own_linear(packed.weight[part], None if bias is None else bias[part]) for part in (first, second)
+    return (
+        linear_of(packed.weight[:width], None if bias is None else bias[:width]),
+        linear_of(packed.weight[width:], None if bias is None else bias[width:]),
     )
 
 
 def scaled(dense: DenseFFN, scale: Float[Tensor, " d_out"]) -> DenseFFN:
     """The block with a factor for each output folded into its output matrix."""
     assert dense.down is not None
+    if not dense.down.weight.is_floating_point():
+        return dense  # quantised: `replace` refuses it
     bias = dense.down.bias
-    down = own_linear(dense.down.weight * scale[:, None], None if bias is None else bias * scale)
+    down = linear_of(dense.down.weight * scale[:, None], None if bias is None else bias * scale)
     return DenseFFN(dense.up, dense.act, down, dense.gate)
 
 
@@ -113,24 +117,35 @@ def scaled(dense: DenseFFN, scale: Float[Tensor, " d_out"]) -> DenseFFN:
 def says_the_same(module: nn.Module, dense: DenseFFN) -> bool:
     """Whether the block computes what the module does, on two random tokens and in evaluation mode.
 
-    True where it cannot be known: without weights (meta device), or where they hold NaN.
+    True where it cannot be known: without weights (meta device), with quantised ones or several dtypes (which
+    `replace` refuses in words of its own), or where the results are not finite.
     """
     weight = dense.up.weight
-    if weight.is_meta:
+    if any(w.is_meta or w.dtype != weight.dtype or not w.is_floating_point() for w in dense.parameters()):
         return True
     x = torch.randn(1, 2, dense.in_features, generator=torch.Generator().manual_seed(0)).to(weight)
-    modes = [(m, m.training) for m in (*module.modules(), *dense.modules())]
-    module.eval()
-    dense.eval()
-    try:
-        wanted, given = module(x), dense(x)
-    except (RuntimeError, TypeError, ValueError, IndexError):  # it takes something else than tokens
-        return False
-    finally:
-        for part, training in modes:
-            part.training = training
+    # Autocast would round the two by different roads.
+    with evaluating(module, dense), torch.autocast(weight.device.type, enabled=False):
+        try:
+            wanted = module(x.clone())
+        except Exception:  # somebody's code was given tokens: whatever it says, it is no block of tokens
+            return False
+        given = dense(x)
     if not isinstance(wanted, Tensor) or wanted.shape != given.shape:
         return False
     wanted, given = wanted.double(), given.double()
     allowed = torch.finfo(weight.dtype).eps ** 0.5 * torch.linalg.vector_norm(wanted)
     return bool(torch.linalg.vector_norm(given - wanted) <= allowed) or not bool(wanted.isfinite().all())
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Modules in evaluation mode; every part gets its own mode back."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -13,9 +13,10 @@ from timm.models.convnext import ConvNeXt
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
+from eugen.sites import Adapter
 from stages.networks.nerf import RadianceMLP
 from tests.eugen.blocks import generator
-from tests.eugen.models import chain, spread
+from tests.eugen.models import Residual, chain, residual_parts, residuals, spread
 
 WIDTH, NEURONS = 32, 48
 
@@ -29,6 +30,7 @@ class Architecture:
         stream, norm: as `FFNSite` has them, relative to the block's parent; a tuple repeats like the shapes.
         gated: whether the blocks have a gate.
         beside: the module whose output is added together with the block's, where work is parallel.
+        adapter: a type and its adapter, to be registered first.
     """
 
     build: Callable[[], nn.Module]
@@ -40,6 +42,7 @@ class Architecture:
     gated: bool = False
     beside: str | None = None
     call: Callable[[nn.Module, Any], Tensor] = field(default=lambda model, batch: model(batch))
+    adapter: tuple[type[nn.Module], Adapter] | None = None
 
 
 def words(seed: int, batch: int = 3, length: int = 9) -> Tensor:
@@ -106,8 +109,8 @@ def attend(model: nn.Module, batch: Tensor) -> Tensor:
     return model(batch, batch.flip(1))
 
 
-def nerf() -> nn.Module:
-    return spread(RadianceMLP(15, 9, width=WIDTH, depth=5, skip=None)).eval()
+def nerf(**options: Any) -> nn.Module:
+    return spread(RadianceMLP(15, 9, width=WIDTH, **options)).eval()
 
 
 def rays(seed: int) -> tuple[Tensor, Tensor]:
@@ -194,6 +197,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "clip vision": Architecture(hf("CLIPVision", images=True), IMAGES, stream="layer_norm2", call=hidden),
     # timm
     "timm vit": Architecture(of_timm("vit_tiny_patch16_224", **VIT), IMAGES, stream="norm2"),
+    "timm deit": Architecture(of_timm("deit_tiny_distilled_patch16_224", **VIT), IMAGES, stream="norm2"),
     "timm deit3": Architecture(
         of_timm("deit3_small_patch16_224", **VIT, init_values=0.2), IMAGES, stream="norm2"
     ),
@@ -257,7 +261,21 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mlp": Architecture(
         lambda: chain(WIDTH, NEURONS, 4).eval(), activations, shapes=((32, 48, 48), (48, 48, 32))
     ),
-    "nerf": Architecture(nerf, rays, shapes=((WIDTH, WIDTH, WIDTH),), call=render),
+    "nerf": Architecture(
+        lambda: nerf(depth=5, skip=None), rays, shapes=((WIDTH, WIDTH, WIDTH),), call=render
+    ),
+    "nerf, joined": Architecture(
+        lambda: nerf(depth=5, skip=3),
+        rays,
+        shapes=((WIDTH, WIDTH, WIDTH), (WIDTH + 15, WIDTH, WIDTH)),
+        call=render,
+    ),
+    "own class": Architecture(
+        lambda: residuals(2, WIDTH, NEURONS).eval(),
+        activations,
+        stream="norm",
+        adapter=(Residual, residual_parts),
+    ),
     "encoder": Architecture(torch_encoder, activations, stream="linear1", norm="norm2"),
     "encoder pre-norm": Architecture(lambda: torch_encoder(norm_first=True), activations, stream="norm2"),
     "encoder, own gelu": Architecture(

@@ -12,7 +12,8 @@ from transformers import AlbertConfig, AlbertModel
 
 import eugen
 from eugen import DenseConfig, LinearConfig, PruneConfig, find_ffns, replace
-from tests.eugen.architectures import activations, torch_encoder
+from eugen.surgery import put
+from tests.eugen.architectures import ARCHITECTURES, activations, torch_encoder
 from tests.eugen.models import bert, call_bert, chain, images, sentences, spread, vectors, vit
 from tests.tolerances import assert_close
 
@@ -89,6 +90,118 @@ def test_float16_is_fitted_in_closed_form_and_not_refined():
         replace(model, PruneConfig(budget=0.5), calibration=batches, refine_steps=2)
 
 
+class FourBit(nn.Linear):
+    """Like bitsandbytes' Linear4bit: packed integers for weights, and a product of its own."""
+
+    def __init__(self, like: nn.Linear) -> None:
+        super().__init__(like.in_features, like.out_features, bias=like.bias is not None)
+        packed = torch.zeros(like.weight.numel() // 2, 1, dtype=torch.uint8)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+
+    def forward(self, x):
+        return x.new_zeros(*x.shape[:-1], self.out_features)
+
+
+class Adapted(FourBit):
+    """Like a low-rank adapter, or 8-bit weights that are packed later: the stored weights are not all."""
+
+    def __init__(self, like: nn.Linear) -> None:
+        nn.Linear.__init__(self, like.in_features, like.out_features, bias=like.bias is not None)
+        self.load_state_dict(like.state_dict())
+
+    def forward(self, x):
+        return 2 * super(FourBit, self).forward(x)
+
+
+def with_linears(model: nn.Module, kind: type[FourBit]) -> nn.Module:
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear:
+            put(model, name, kind(module))
+    return model
+
+
+LIKE_OTHERS = ("llama", "phi3", "dinov2", "timm vit", "timm deit3", "timm eva", "bert", "t5", "encoder")
+
+
+@pytest.mark.parametrize("name", LIKE_OTHERS)
+def test_linear_maps_that_hold_packed_integers(name):
+    case = ARCHITECTURES[name]
+    model = with_linears(case.build(), FourBit)
+    where = r"block \S+ is quantised \((float32, )?uint8\)|modules \(\S+, …\) are quantised"
+    with pytest.raises(ValueError, match=rf"({where}): replace the blocks of the floating-point model, then"):
+        replace(model, LinearConfig(), calibration=[case.inputs(5)], call=case.call)
+
+
+@pytest.mark.parametrize("name", ["timm vit", "bert", "encoder"])
+def test_linear_maps_that_compute_in_their_own_way(name):
+    model = with_linears(ARCHITECTURES[name].build(), Adapted)
+    with pytest.raises(
+        ValueError, match=r"block \S+ holds a tests\S+\.Adapted, which computes more than its"
+    ):
+        replace(model, LinearConfig())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_an_mlp_of_such_maps_is_found_only_if_its_weights_say_what_it_does(name):
+    assert find_ffns(with_linears(ARCHITECTURES[name].build(), Adapted)) == []
+
+
+def test_weights_shared_between_blocks_of_their_own():
+    """Each place gets a layer; what is left keeps the weights that it shares."""
+    model, batches = vit(depth=3).eval(), images()
+    for block in model.blocks[1:]:
+        block.mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
+        block.mlp.fc2.weight = model.blocks[0].mlp.fc2.weight
+    dense = replace(model, DenseConfig()).model
+    assert torch.equal(dense(batches[0]), model(batches[0]))
+    result = replace(model, PruneConfig(budget=0.8), calibration=batches, where=lambda s: s.index > 0)
+    assert all(site.fit_r2 > 0 for site in result.sites)
+    first, second = (site.layer.up.weight for site in result.sites)
+    assert first.data_ptr() != second.data_ptr()
+    assert torch.equal(result.model.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight)
+
+
+def test_float16_that_cannot_hold_a_layer_scale():
+    model = vit(init_values=0.1)
+    for block in model.blocks:
+        nn.init.constant_(block.ls2.gamma, 1e-5)  # as deep networks start
+    with pytest.raises(
+        ValueError, match=r"block blocks.0.mlp is float16 .*layer scale.* RMS \d\.\de-0[67],.*float"
+    ):
+        replace(copy.deepcopy(model).half(), DenseConfig())
+    narrow = copy.deepcopy(model).bfloat16()
+    site, x = find_ffns(narrow)[0], vectors(1, 20, 32)[0].bfloat16()
+    block = narrow.blocks[0].eval()
+    assert_close(site.dense(x), block.ls2(block.mlp(x)))
+
+
+def test_a_block_that_transformers_keeps_partly_in_float32():
+    model = ARCHITECTURES["t5"].build().half()
+    for module in model.modules():
+        if hasattr(module, "wo"):
+            module.wo.float()  # as from_pretrained does with half-precision T5
+    with pytest.raises(
+        ValueError, match=r"DenseReluDense mixes float16 and float32: convert the model to one"
+    ):
+        replace(model, LinearConfig())
+
+
+def test_packed_gates_are_not_copied():
+    model = ARCHITECTURES["phi3"].build()
+    for site in find_ffns(model):
+        packed, down = (model.get_submodule(f"{site.name}.{n}").weight for n in ("gate_up_proj", "down_proj"))
+        assert site.dense.gate.weight.data_ptr() == packed.data_ptr()
+        assert site.dense.up.weight.data_ptr() == packed[48:].data_ptr()
+        assert site.dense.down.weight is down
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "t5 gated"])
+def test_autocast_hides_no_block(name):
+    case = ARCHITECTURES[name]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert len(find_ffns(case.build())) == case.blocks
+
+
 def test_a_block_of_two_dtypes():
     model = chain()
     model[2].double()
@@ -134,7 +247,19 @@ class Straight(Swapped):
         return self.fc2(self.activation_fn(self.fc1(x)))
 
 
-@pytest.mark.parametrize(("kind", "expected"), [(Swapped, 0), (Straight, 1)])
+class Demanding(Straight):
+    """Takes an object that tensors are not."""
+
+    def forward(self, x):
+        return super().forward(x.tokens)
+
+
+class InPlace(Straight):
+    def forward(self, x):
+        return super().forward(x.mul_(2))
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(Swapped, 0), (Straight, 1), (Demanding, 0), (InPlace, 0)])
 def test_names_alone_make_no_block(kind, expected, monkeypatch):
     monkeypatch.setattr(kind, "__module__", "transformers_modules.somebody.modeling")
     model = kind().train()

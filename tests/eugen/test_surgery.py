@@ -217,8 +217,11 @@ def test_a_call_that_fails_leaves_no_trace():
         model(batch)
         raise RuntimeError("out of luck")
 
-    with pytest.raises(RuntimeError, match="out of luck"):
+    with pytest.raises(
+        ValueError, match="RuntimeError in or behind block blocks.1.mlp: out of luck"
+    ) as raised:
         replace(model, LinearConfig(), calibration=images(), call=fails)
+    assert isinstance(raised.value.__cause__, RuntimeError)
     assert all(m.training for m in model.modules())
     assert hooks(model) == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -37,7 +38,7 @@ def _is_activation(module: nn.Module) -> bool:
     return named and not any(module.parameters()) and not isinstance(module, _NOT_ELEMENTWISE)
 
 
-def _transformer_layer(module: nn.Module, norm: str) -> FFNParts | None:
+def _transformer_layer(module: Any, norm: str) -> FFNParts | None:
     """`linear2(dropout(activation(linear1(x))))`, before or behind the norm with this name."""
     up, act, down = module.linear1, as_module(module.activation), module.linear2
     if not (isinstance(up, nn.Linear) and isinstance(down, nn.Linear)) or act is None:
@@ -52,17 +53,17 @@ def _transformer_layer(module: nn.Module, norm: str) -> FFNParts | None:
     )
 
 
-def _encoder_layer(module: nn.Module) -> FFNParts | None:
+def _encoder_layer(module: Any) -> FFNParts | None:
     """The fused path reads the weights of `linear1`; 0 says that the activation is none that it knows."""
     parts = _transformer_layer(module, "norm2")
     return None if parts is None else replace(parts, settings=(("activation_relu_or_gelu", 0),))
 
 
-def _decoder_layer(module: nn.Module) -> FFNParts | None:
+def _decoder_layer(module: Any) -> FFNParts | None:
     return _transformer_layer(module, "norm3")
 
 
-def _encoder(module: nn.Module) -> list[FFNParts]:
+def _encoder(module: Any) -> list[FFNParts]:
     """Its layers, seen from above: with a padding mask it packs tokens for the fused path of all of them."""
     found = []
     for index, layer in enumerate(module.layers):

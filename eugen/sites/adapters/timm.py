@@ -6,20 +6,22 @@ the second), neurons that are normalised or gated across tokens (`GlobalResponse
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from eugen.ffn import DenseFFN
 from eugen.sites.parts import Adapter, FFNParts, halves, qualified_name, scaled
 
 
-def _mlp(module: nn.Module) -> FFNParts | None:
+def _mlp(module: Any) -> FFNParts | None:
     """`Mlp`, unless it is convolutional or normalises its neurons."""
     if not (_linear(module, "fc1", "fc2") and isinstance(module.act, nn.Module)):
         return None
     return FFNParts(dense=DenseFFN(module.fc1, module.act, module.fc2), slot="", output="")
 
 
-def _glu(module: nn.Module) -> FFNParts | None:
+def _glu(module: Any) -> FFNParts | None:
     """`GluMlp`: gate and neurons in one matrix, in the order that `gate_last` says."""
     if not _linear(module, "fc1", "fc2"):
         return None
@@ -28,14 +30,14 @@ def _glu(module: nn.Module) -> FFNParts | None:
     return FFNParts(dense=DenseFFN(up, module.act, module.fc2, gate), slot="", output="")
 
 
-def _swiglu(module: nn.Module) -> FFNParts | None:
+def _swiglu(module: Any) -> FFNParts | None:
     """`SwiGLU`: gate and neurons in matrices of their own."""
     if not _linear(module, "fc1_g", "fc1_x", "fc2"):
         return None
     return FFNParts(dense=DenseFFN(module.fc1_x, module.act, module.fc2, module.fc1_g), slot="", output="")
 
 
-def _linear(module: nn.Module, *names: str) -> bool:
+def _linear(module: Any, *names: str) -> bool:
     plain = all(isinstance(getattr(module, name), nn.Linear) for name in names)
     return plain and isinstance(module.norm, nn.Identity)
 
@@ -47,7 +49,7 @@ _MLPS: dict[str, Adapter] = {
 }
 
 
-def _child(block: nn.Module, name: str) -> DenseFFN | None:
+def _child(block: Any, name: str) -> DenseFFN | None:
     """The block that a child is, if it is one."""
     child = getattr(block, name)
     adapter = _MLPS.get(qualified_name(type(child)))
@@ -55,7 +57,7 @@ def _child(block: nn.Module, name: str) -> DenseFFN | None:
     return parts.dense if isinstance(parts, FFNParts) else None
 
 
-def _vit_block(module: nn.Module) -> FFNParts | None:
+def _vit_block(module: Any) -> FFNParts | None:
     """`x + drop_path(ls2(mlp(norm2(x))))`; the layer scale goes into the block."""
     dense = _child(module, "mlp")
     if dense is None:
@@ -68,7 +70,7 @@ def _vit_block(module: nn.Module) -> FFNParts | None:
     return FFNParts(dense=dense, slot="mlp", bypass=("ls2",), output="ls2", stream="norm2")
 
 
-def _eva_block(module: nn.Module) -> FFNParts | None:
+def _eva_block(module: Any) -> FFNParts | None:
     """`x + drop_path2(gamma_2 * mlp(norm2(x)))`; a layer scale goes into the block."""
     dense = _child(module, "mlp")
     if dense is None:
@@ -84,20 +86,20 @@ def _eva_block(module: nn.Module) -> FFNParts | None:
     )
 
 
-def _pre_norm(module: nn.Module) -> FFNParts | None:
+def _pre_norm(module: Any) -> FFNParts | None:
     """`x + drop_path2(mlp(norm2(x)))`."""
     dense = _child(module, "mlp")
     return None if dense is None else FFNParts(dense=dense, slot="mlp", output="mlp", stream="norm2")
 
 
-def _post_norm(module: nn.Module) -> FFNParts | None:
+def _post_norm(module: Any) -> FFNParts | None:
     """`x + drop_path2(norm2(mlp(x)))`: the norm sees the block's output, the stream what the norm gives."""
     dense = _child(module, "mlp")
     norm = "norm2" if isinstance(module.norm2, nn.LayerNorm) else None
     return None if dense is None else FFNParts(dense=dense, slot="mlp", output="mlp", norm=norm)
 
 
-def _mixer_block(module: nn.Module) -> list[FFNParts]:
+def _mixer_block(module: Any) -> list[FFNParts]:
     """Two blocks: across tokens, on transposed activations and so without stream, and across channels."""
     found = []
     for name, stream in (("mlp_tokens", None), ("mlp_channels", "norm2")):

@@ -7,6 +7,7 @@ the same names for another order of work: what a module gives for two random tok
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +17,7 @@ from eugen.sites.parts import (
     FFNParts,
     as_module,
     halves,
-    own_linear,
+    linear_of,
     qualified_name,
     says_the_same,
     scaled,
@@ -66,11 +67,11 @@ def _block(up: nn.Linear, act: nn.Module, down: nn.Linear, gate: nn.Linear | Non
 
 def _linear(module: nn.Module, name: str) -> nn.Linear | None:
     """A linear map, or the one that a `Conv1D` (GPT-2: weights `[in, out]`) is."""
-    found = getattr(module, name, None)
+    found: Any = getattr(module, name, None)
     if isinstance(found, nn.Linear):
         return found
     if qualified_name(type(found)) == "transformers.pytorch_utils.Conv1D":
-        return own_linear(found.weight.T, found.bias)
+        return linear_of(found.weight.T, found.bias)
     return None
 
 
@@ -91,7 +92,7 @@ def _layer(module: nn.Module, mlp: str, *, stream: str, norm: str | None = None)
     return None if found is None else FFNParts(found.dense, slot=mlp, output=mlp, stream=stream, norm=norm)
 
 
-def _dinov2_layer(module: nn.Module) -> FFNParts | None:
+def _dinov2_layer(module: Any) -> FFNParts | None:
     """`x + drop_path(layer_scale2(mlp(norm2(x))))`; the layer scale goes into the block."""
     found = _mlp(module.mlp)
     if found is None:
@@ -101,7 +102,7 @@ def _dinov2_layer(module: nn.Module) -> FFNParts | None:
     return FFNParts(dense, slot="mlp", bypass=(scale,), output=scale, stream="norm2")
 
 
-def _albert_layer(module: nn.Module) -> FFNParts | None:
+def _albert_layer(module: Any) -> FFNParts | None:
     """ALBERT's layer, which runs at every depth: surgery works, transfer says that it is shared."""
     up, act, down = module.ffn, as_module(module.activation), module.ffn_output
     if not (isinstance(up, nn.Linear) and isinstance(down, nn.Linear)) or act is None:
