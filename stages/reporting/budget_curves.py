@@ -115,7 +115,8 @@ def _panel(
         "budget:Q",
         title="budget",
         scale=alt.Scale(nice=False, zero=False, padding=14),
-        axis=alt.Axis(values=swept, format="~g", labelOverlap=True),
+        # A precision of its own: "~g" alone takes that of evenly spread ticks, and writes 0.15 as 0.1.
+        axis=alt.Axis(values=swept, format=".4~g", labelOverlap=True, labelSeparation=8),
     )
     base = alt.Chart(pd.DataFrame(panel.rows)).encode(x, y, color=colour)
     lines, own = base.encode(strokeDash=dash), alt.datum.family

@@ -148,9 +148,14 @@ def finish(
 
 
 def _draw(spec: dict[str, Any], name: str) -> str:
-    """The SVG, with ids that stay unique when several stand in one page."""
+    """The SVG, with ids that stay unique when several stand in one page, and equal when drawn again."""
     svg = vl_convert.vegalite_to_svg(spec)
-    return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    known: dict[str, int] = {}  # Vega numbers clip paths through the whole process
+    return re.sub(
+        r'(id="|url\(#|href="#)([^")]+)',
+        lambda found: f"{found[1]}{name}-{known.setdefault(found[2], len(known))}",
+        svg,
+    )
 
 
 def dashes(inputs: Inputs, drawn: list[str]) -> alt.StrokeDash:

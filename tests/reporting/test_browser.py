@@ -137,7 +137,8 @@ def test_figures_are_drawn_named_and_fit(page: Page):
 def test_panels_side_by_side_fill_the_page_and_scroll_in_their_frame_on_a_phone(page: Page):
     boxes = page.evaluate(
         """[...document.querySelectorAll('figure.wide')].map(f => {
-            const frame = f.querySelector('.scroll'), svg = frame.querySelector('svg').getBoundingClientRect();
+            const frame = f.querySelector('.scroll');
+            const svg = frame.querySelector('svg').getBoundingClientRect();
             const small = [...frame.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height);
             return [f.clientWidth, svg.width, frame.scrollWidth > frame.clientWidth, Math.min(...small)];
         })"""
