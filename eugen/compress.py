@@ -81,7 +81,15 @@ def compress(
     """
     chosen = level_of(level)
     plan = plan_for(
-        model, calibration, target=target, row=row, call=call, example=example, seed=seed, progress=progress
+        model,
+        calibration,
+        target=target,
+        row=row,
+        level=chosen,
+        call=call,
+        example=example,
+        seed=seed,
+        progress=progress,
     )
     return carry_out(
         model,
@@ -115,6 +123,7 @@ def plan_for(
     *,
     target: Target,
     row: LayerConfig | None = None,
+    level: str | Level = "standard",
     call: Call | None = None,
     example: Any = None,
     seed: int = 0,
@@ -132,7 +141,8 @@ def plan_for(
 
         wanted = SEARCH_TOKENS * max(site.dense.hidden_features for site in sites)
         taken, _ = take(model, sites, calibration, wanted, call or default_call)
-        return choose(model, taken, target=target, call=call, example=example, seed=seed, progress=progress)
+        options = {"call": call, "example": example, "seed": seed, "progress": progress}
+        return choose(model, taken, target=target, refine_steps=level_of(level).refine_steps, **options)
     if target.macs is not None:
         budget = target.macs
     elif target.parameters is not None:

@@ -181,13 +181,18 @@ def _configured(
     config: LayerConfig | Mapping[str, LayerConfig],
     where: Callable[[FFNSite], bool] | None,
 ) -> tuple[list[FFNSite], Mapping[str, LayerConfig]]:
-    sites = _selected(model, where)
+    sites = blocks_of(model, where)
     if isinstance(config, Mapping):
         return _named(sites, config), config
     return sites, {site.name: config for site in sites}
 
 
-def _selected(model: nn.Module, where: Callable[[FFNSite], bool] | None) -> list[FFNSite]:
+def blocks_of(model: nn.Module, where: Callable[[FFNSite], bool] | None = None) -> list[FFNSite]:
+    """The model's blocks, or those that `where` selects.
+
+    Raises:
+        ValueError: there is none.
+    """
     found = find_ffns(model)
     if not found:
         raise ValueError(nothing_found(model))

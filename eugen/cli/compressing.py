@@ -168,6 +168,7 @@ def _compressed(request: Request, source: Source, data: Data, finished: Finished
             data.calibration,
             target=request.target,
             row=request.row,
+            level=request.level,
             call=call,
             example=data.example,
             seed=request.seed,

@@ -9,21 +9,22 @@ from typing import Any
 
 from torch import nn
 
-from eugen.config import LayerConfig
+from eugen.config import LayerConfig, UnsuitableBlock
 from eugen.layers.dense import DenseConfig
 from eugen.plan import Plan
 from eugen.search.choice import cheapest, choose_options
 from eugen.search.figure import plan_svg, shares
-from eugen.search.latency import Measure, interleaved
+from eugen.search.latency import Measure, interleaved, measure_plan
 from eugen.search.record import Chosen, figures
 from eugen.search.sensitivity import Option, Sensitivity
 from eugen.search.speed import Reached, for_speedup
 from eugen.search.target import Target, Unreachable
-from eugen.sites import FFNSite, find_ffns
-from eugen.sites.faults import check_weights, nothing_found
+from eugen.sites import FFNSite
+from eugen.sites.faults import check_weights
+from eugen.surgery import blocks_of
 from eugen.transfer import default_call
 
-__all__ = ["Target", "Unreachable", "choose", "plan_svg", "shares"]
+__all__ = ["Target", "Unreachable", "choose", "plan_svg", "shares", "speed_of"]
 
 
 def choose(
@@ -34,6 +35,8 @@ def choose(
     call: Callable[[nn.Module, Any], Any] | None = None,
     example: Any = None,
     candidates: Sequence[LayerConfig] | None = None,
+    where: Callable[[FFNSite], bool] | None = None,
+    refine_steps: int = 0,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
     measure: Measure = interleaved,
@@ -49,6 +52,9 @@ def choose(
         example: the batch that latency is measured on; the first calibration batch by default.
         candidates: configurations without a budget, which the search gives sizes to; None for the default
             ones. A block may always stay dense.
+        where: which blocks; all by default.
+        refine_steps: of the transfer that follows; methods are judged by what refinement leaves of their
+            errors.
         seed: for layers with random parts.
         progress: called with one line after each block.
         measure: the clock for `target.speedup`.
@@ -58,17 +64,24 @@ def choose(
             predicted, each block's choice with its alternatives, seconds and forward passes.
 
     Raises:
-        ValueError: no block was found, none takes a candidate, or the calibration data do not serve.
+        ValueError: no block was found, or the calibration data do not serve.
+        UnsuitableBlock: none takes a candidate.
         Unreachable: no plan keeps the target.
     """
-    sites, call = _sites(model), call or default_call
+    sites, call = blocks_of(model, where), call or default_call
+    check_weights(model, sites, fitted=True, refined=refine_steps > 0)
     seconds: dict[str, float] = {}
     with _timed(seconds, "capture"):
-        study = Sensitivity(model, sites, calibration, call, given=candidates, seed=seed)
+        study = Sensitivity(
+            model, sites, calibration, call, given=candidates, refine_steps=refine_steps, seed=seed
+        )
+    with _timed(seconds, "refinement"):
+        study.refine(sites[len(sites) // 2])
     with _timed(seconds, "sensitivity"):
         options = {site.name: _options(study, site, sites, progress) for site in sites}
     if all(len(own) == 1 for own in options.values()):
-        raise ValueError(f"no candidate takes a block of this model: {', '.join(options)} would stay dense")
+        blocks = ", ".join(options)
+        raise UnsuitableBlock(f"no candidate takes a block of this model: {blocks} would stay dense")
     weights = study.token_weights
     with _timed(seconds, "choice"):
         if target.speedup is None:
@@ -84,12 +97,18 @@ def choose(
     return Plan(replaced or configs, record)
 
 
-def _sites(model: nn.Module) -> list[FFNSite]:
-    sites = find_ffns(model)
-    if not sites:
-        raise ValueError(nothing_found(model))
-    check_weights(model, sites, fitted=True, refined=False)
-    return sites
+def speed_of(
+    model: nn.Module,
+    config: LayerConfig,
+    example: Any,
+    call: Callable[[nn.Module, Any], Any] | None = None,
+    *,
+    where: Callable[[FFNSite], bool] | None = None,
+    measure: Measure = interleaved,
+) -> float:
+    """How many times as fast the model is with one layer everywhere, both timed side by side here and now."""
+    plan = {site.name: config for site in blocks_of(model, where)}
+    return measure_plan(model, plan, example, call or default_call, measure)
 
 
 def _options(

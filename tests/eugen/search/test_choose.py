@@ -9,7 +9,16 @@ import torch
 from timm.layers import Mlp, SwiGLU
 from torch import nn
 
-from eugen import FFNLayer, LinearConfig, LowRankAwareConfig, Plan, PruneConfig, find_ffns, replace
+from eugen import (
+    DenseConfig,
+    FFNLayer,
+    LinearConfig,
+    LowRankAwareConfig,
+    Plan,
+    PruneConfig,
+    find_ffns,
+    replace,
+)
 from eugen.cost import count_macs
 from eugen.search import Target, Unreachable, choose
 from eugen.search.calibration import divided
@@ -41,6 +50,34 @@ def test_the_plan_is_better_than_the_same_budget_everywhere():
         return relative_rms(replace(model, config, calibration=vectors(8)).model(unseen), model(unseen))
 
     assert error(plan.blocks) < 0.8 * error(PruneConfig(budget=0.4))
+
+
+def test_methods_are_judged_by_what_refinement_leaves(monkeypatch):
+    """A method that refinement would make perfect is chosen, though its closed form is the worst."""
+    model, batches = parallel(1.0, 1.0), vectors(8)
+    target = Target(macs=0.3)
+
+    def perfect(self, layer, dense, data, **_):
+        return DenseConfig().fit(dense, (), generator=torch.Generator())
+
+    names = []
+    for patched in (False, True):
+        if patched:
+            monkeypatch.setattr(LowRankAwareConfig, "refine", perfect)
+        candidates = [PruneConfig(), LowRankAwareConfig()]
+        for steps in (0, 3):
+            plan = choose(model, batches, target=target, candidates=candidates, refine_steps=steps)
+            names.append({config.name for config in plan.blocks.values()})
+    assert names[0] == names[1] == names[2] == {"prune"}
+    assert names[3] == {"low_rank_aware"}
+
+
+def test_only_the_blocks_asked_for_are_replaced():
+    model = parallel(1.0, 1.0, 1.0)
+    names = [site.name for site in find_ffns(model)]
+    plan = choose(model, vectors(8), target=Target(macs=0.3), where=lambda site: site.index >= 1)
+    assert set(plan.blocks) == set(names[1:]) == set(plan.figures["blocks"])
+    assert plan.figures["predicted"]["macs_ratio"] <= 0.3
 
 
 def macs_of(model: nn.Module, batch: torch.Tensor) -> int:
