@@ -1,7 +1,9 @@
 """Cheap feed-forward layers that keep the quality of the dense ones, on any PyTorch model."""
 
 from eugen.bundle import bundle, merge, merge_linear
-from eugen.compress import Compressed, compress
+from eugen.compression.compress import Compressed, compress
+from eugen.compression.levels import LEVELS, Level
+from eugen.compression.saved import load, save
 from eugen.config import BudgetTooSmall, LayerConfig, UnsuitableBlock
 from eugen.ffn import DenseFFN, FFNLayer
 from eugen.layers import layers
@@ -24,10 +26,8 @@ from eugen.layers.narrow_gated import NarrowGatedConfig
 from eugen.layers.prune import PruneConfig
 from eugen.layers.prune_linear import PruneLinearConfig
 from eugen.layers.snnk import SNNKConfig
-from eugen.levels import LEVELS, Level
 from eugen.plan import Plan
 from eugen.polynomials import Polynomial, bernstein, fit_polynomial
-from eugen.saved import load, save
 from eugen.search.target import Target
 from eugen.self_guided import SelfGuided
 from eugen.sites import FFNParts, FFNSite, find_ffns, register_site

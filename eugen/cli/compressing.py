@@ -20,12 +20,12 @@ from eugen.cli.partial import FinishedBlocks, discard, key_of, partial_root
 from eugen.cli.progress import Progress, say
 from eugen.cli.sources import Source, open_source
 from eugen.cli.tables import aligned, results
-from eugen.compress import Compressed, carry_out, plan_for
+from eugen.compression.compress import Compressed, carry_out, plan_for
+from eugen.compression.levels import LEVELS, Level
+from eugen.compression.saved import require_free, save, state_hash
 from eugen.config import LayerConfig
 from eugen.layers import layers
-from eugen.levels import LEVELS, Level
 from eugen.plan import Plan, config_data
-from eugen.saved import require_free, save, state_hash
 from eugen.search.target import Target
 from eugen.timing.clock import is_here
 from eugen.timing.spec import parse

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from eugen.cli.arrays import read_arrays
 from eugen.cli.sources import Source, image_size
-from eugen.saved import file_hash
+from eugen.compression.saved import file_hash
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 NO_TEXT = {".npz", ".pt", ".pth", ".bin", ".pkl", ".zip", ".gz", ".parquet", ".h5", *IMAGES}

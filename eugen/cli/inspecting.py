@@ -13,6 +13,7 @@ from torch import nn
 from eugen.cli.data import call, shape_of
 from eugen.cli.sources import Source, image_size, open_source
 from eugen.cli.tables import aligned, amount
+from eugen.compression.tokens import tokens_through
 from eugen.config import BudgetTooSmall, LayerConfig, UnsuitableBlock
 from eugen.cost import count_macs
 from eugen.ffn import DenseFFN
@@ -20,7 +21,6 @@ from eugen.layers import layers
 from eugen.sites import FFNSite, find_ffns
 from eugen.sites.faults import nothing_found
 from eugen.timing.subjects import example_of
-from eugen.tokens import tokens_through
 
 BUDGETS = (0.1, 0.3, 0.5)
 TOKENS = 128

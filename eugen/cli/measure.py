@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from eugen.cli.data import Batches, call, shape_of
+from eugen.compression.outputs import agreement
 from eugen.cost import model_cost
-from eugen.outputs import agreement
 from eugen.timing import Clock, compare_models, placed
 from eugen.timing.environment import environment
 

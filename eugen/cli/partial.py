@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from eugen.compression.saved import file_hash
 from eugen.plan import Plan
-from eugen.saved import file_hash
 from eugen.surgery import FittedBlock
 
 SOURCE = Path(__file__).resolve().parents[1]

@@ -15,8 +15,8 @@ from eugen.cli.measure import differences, measure
 from eugen.cli.progress import say
 from eugen.cli.sources import Source, open_source
 from eugen.cli.tables import aligned, results
+from eugen.compression.saved import load, read_config, read_plan, state_hash
 from eugen.ffn import FFNLayer
-from eugen.saved import load, read_config, read_plan, state_hash
 
 
 def run(folder: Path, source: str | None, data: Path | None, weights: Path | None, device: str) -> None:

@@ -10,11 +10,11 @@ from torch import nn
 
 import eugen
 from eugen import EUGenConfig, Level, LowRankConfig, PruneConfig, Target, find_ffns
-from eugen.compress import carry_out, level_of, plan_for
+from eugen.compression.compress import carry_out, level_of, plan_for
+from eugen.compression.tokens import enough, tokens_through
 from eugen.ffn import FFNLayer
 from eugen.search import Unreachable
 from eugen.timing import PairedLatency, PlacedLatency
-from eugen.tokens import enough, tokens_through
 from tests.eugen.models import chain, images, vectors, vit
 
 QUICK = Level("quick", tokens_per_feature=4, refine_steps=0)

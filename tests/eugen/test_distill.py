@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from eugen.distill import distill
+from eugen.compression.distill import distill
 from tests.eugen.blocks import generator
 from tests.eugen.models import chain, vectors
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from eugen.capture import evaluating
-from eugen.outputs import agreement, kl, main_output
+from eugen.compression.outputs import agreement, kl, main_output
 from tests.eugen.blocks import generator
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import eugen
 from eugen import EUGenConfig, Plan, PruneConfig, replace
-from eugen.saved import state_hash
+from eugen.compression.saved import state_hash
 from tests.eugen.models import bert, call_bert, chain, images, sentences, vectors, vit
 
 

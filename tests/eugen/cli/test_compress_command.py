@@ -117,7 +117,7 @@ def test_targets_of_parameters_and_speed(eugen_cli, inputs, tmp_path):
 
 def spoiled(out, change):
     """The records of a folder changed, as by another version; hashes are made to fit."""
-    from eugen.saved import file_hash
+    from eugen.compression.saved import file_hash
 
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     plan = json.loads((out / "plan.json").read_text(encoding="utf-8"))

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from eugen.budgets import built
 from eugen.capture import evaluating
+from eugen.compression.budgets import built
+from eugen.compression.levels import Level
 from eugen.config import LayerConfig
-from eugen.levels import Level
 from eugen.sites import FFNSite, find_ffns
 
 LEAST_TOKENS = 2

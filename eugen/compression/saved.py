@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eugen.compress import Compressed
+from eugen.compression.compress import Compressed
 from eugen.plan import Plan
 from eugen.surgery import replace
 

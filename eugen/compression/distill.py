@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from eugen.capture import evaluating
-from eugen.outputs import kl, main_output
+from eugen.compression.outputs import kl, main_output
 
 LEARNING_RATES = (3e-5, 1e-4, 3e-4)
 CHECKS = 10

@@ -10,17 +10,17 @@ from typing import Any
 
 from torch import nn
 
-from eugen.budgets import budget_for_parameters, budget_for_speed, built
+from eugen.compression.budgets import budget_for_parameters, budget_for_speed, built
+from eugen.compression.distill import distill
+from eugen.compression.levels import LEVELS, Level
+from eugen.compression.tokens import enough, take
 from eugen.config import LayerConfig
-from eugen.distill import distill
 from eugen.ffn import FFNLayer
-from eugen.levels import LEVELS, Level
 from eugen.plan import Plan
 from eugen.search.target import Target
 from eugen.sites import find_ffns
 from eugen.sites.faults import nothing_found
 from eugen.surgery import FittedBlock, ReplacedSite, replace
-from eugen.tokens import enough, take
 from eugen.transfer import default_call
 
 Call = Callable[[nn.Module, Any], Any]
