@@ -39,7 +39,8 @@ _ADAPTERS: dict[str, Adapter] = dict(BY_NAME)
 def register_site(module_type: type[nn.Module], adapter: Adapter) -> None:
     """Teach `find_ffns` a module type: `adapter(module)` returns its `FFNParts` (or a list of them), or None.
 
-    A later registration for the same type replaces the earlier one; subclasses are covered too.
+    A later registration for the same type replaces the earlier one; subclasses are covered too. What an
+    adapter makes of a module whose block was replaced already does not count.
     """
     if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
         raise ValueError(f"module_type={module_type!r} must be a subclass of torch.nn.Module")
@@ -59,7 +60,12 @@ def find_ffns(model: nn.Module) -> list[FFNSite]:
         if isinstance(module, FFNLayer) or qualified_name(type(module)) in NOT_SEARCHED:
             taken.append(path)
             continue
-        parts = [part for part in _adapt(module) if join(path, part.slot) not in taken]
+        parts = [
+            part
+            for part in _adapt(module)
+            if join(path, part.slot) not in taken
+            and not isinstance(module.get_submodule(part.slot), FFNLayer)
+        ]
         if parts:
             sites.extend([_site(path, part, len(sites) + i) for i, part in enumerate(parts)])
             # Only the slots are closed: a residual block's other children may hold blocks of their own.
@@ -68,17 +74,22 @@ def find_ffns(model: nn.Module) -> list[FFNSite]:
 
 
 def _adapt(module: nn.Module) -> list[FFNParts]:
-    for base in type(module).__mro__:
-        adapter = _ADAPTERS.get(qualified_name(base))
-        if adapter is not None:
-            found = adapter(module)
-            if found:
-                return found if isinstance(found, list) else [found]
-    for adapter in BY_STRUCTURE:
-        found = adapter(module)
+    named = (_ADAPTERS.get(qualified_name(base)) for base in type(module).__mro__)
+    for adapter in (*named, *BY_STRUCTURE):
+        found = None if adapter is None else _ask(adapter, module)
         if found:
             return found if isinstance(found, list) else [found]
     return []
+
+
+def _ask(adapter: Adapter, module: nn.Module) -> FFNParts | list[FFNParts] | None:
+    try:
+        return adapter(module)
+    except AttributeError:
+        # The block's parts are gone where a layer stands in its place already.
+        if any(isinstance(part, FFNLayer) for part in module.modules()):
+            return None
+        raise
 
 
 def _site(path: str, parts: FFNParts, index: int) -> FFNSite:

@@ -86,7 +86,7 @@ def as_module(act: object) -> nn.Module | None:
 def linear_of(weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None) -> nn.Linear:
     """A linear map of these weights, which are copied only where they do not lie row by row."""
     d_out, d_in = weight.shape
-    linear = nn.Linear(d_in, d_out, bias=bias is not None, device="meta", dtype=weight.dtype)
+    linear = nn.Linear(d_in, d_out, bias=bias is not None, device="meta")
     # Quantised weights cannot take a gradient; `replace` refuses them in words of its own.
     linear.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=weight.is_floating_point())
     if bias is not None:

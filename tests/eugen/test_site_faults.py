@@ -14,7 +14,19 @@ import eugen
 from eugen import DenseConfig, LinearConfig, PruneConfig, find_ffns, replace
 from eugen.surgery import put
 from tests.eugen.architectures import ARCHITECTURES, activations, torch_encoder
-from tests.eugen.models import bert, call_bert, chain, images, sentences, spread, vectors, vit
+from tests.eugen.models import (
+    Residual,
+    bert,
+    call_bert,
+    chain,
+    images,
+    residual_parts,
+    residuals,
+    sentences,
+    spread,
+    vectors,
+    vit,
+)
 from tests.tolerances import assert_close
 
 
@@ -50,6 +62,18 @@ def test_blocks_that_were_replaced_already():
         ValueError, match=r"no .* left in BertModel, 2 modules \(encoder.layer.0.intermediate"
     ):
         replace(model, LinearConfig())
+
+
+@pytest.mark.usefixtures("adapters")
+@pytest.mark.parametrize("config", [LinearConfig(), PruneConfig(budget=0.5)])
+def test_own_blocks_that_were_replaced_already(config):
+    """An adapter that reads its block's parts and asks no more."""
+    eugen.register_site(Residual, residual_parts)
+    model = replace(residuals(3), config, where=lambda site: site.index == 1).model
+    assert [site.name for site in find_ffns(model)] == ["0.ffn", "2.ffn"]
+    eugen.register_site(Residual, lambda module: residual_parts(module.no_such_part))
+    with pytest.raises(AttributeError, match="no_such_part"):
+        find_ffns(model)
 
 
 def test_quantised_modules():
@@ -132,7 +156,7 @@ def test_linear_maps_that_hold_packed_integers(name):
         replace(model, LinearConfig(), calibration=[case.inputs(5)], call=case.call)
 
 
-@pytest.mark.parametrize("name", ["timm vit", "bert", "encoder"])
+@pytest.mark.parametrize("name", ["timm vit", "bert", "encoder", "llama", "gpt_neox"])
 def test_linear_maps_that_compute_in_their_own_way(name):
     model = with_linears(ARCHITECTURES[name].build(), Adapted)
     with pytest.raises(
@@ -141,18 +165,13 @@ def test_linear_maps_that_compute_in_their_own_way(name):
         replace(model, LinearConfig())
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
-def test_an_mlp_of_such_maps_is_found_only_if_its_weights_say_what_it_does(name):
-    assert find_ffns(with_linears(ARCHITECTURES[name].build(), Adapted)) == []
-
-
 def test_weights_shared_between_blocks_of_their_own():
     """Each place gets a layer; what is left keeps the weights that it shares."""
     model, batches = vit(depth=3).eval(), images()
     for block in model.blocks[1:]:
         block.mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
         block.mlp.fc2.weight = model.blocks[0].mlp.fc2.weight
-    dense = replace(model, DenseConfig()).model
+    dense = replace(model, DenseConfig(), calibration=batches).model
     assert torch.equal(dense(batches[0]), model(batches[0]))
     result = replace(model, PruneConfig(budget=0.8), calibration=batches, where=lambda s: s.index > 0)
     assert all(site.fit_r2 > 0 for site in result.sites)
