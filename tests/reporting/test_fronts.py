@@ -1,4 +1,4 @@
-"""Fronts against time, MACs and parameters, and curves over the budget: the right rows at the right costs."""
+"""Fronts against time, MACs and parameters: the right rows at the right costs, and what is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from stages.reporting import budget_curves, drawing, front_figures, fronts, points, scales
+from stages.reporting import budget_curves, front_figures, fronts, points
 from stages.reporting.inputs import Inputs
 from stages.reporting.intervals import mean_interval
 from stages.tracking.record import CellRecord
@@ -20,12 +20,6 @@ from . import factory
 
 undrawn = pytest.mark.usefixtures("no_svg")
 TIMINGS = [("cpu", "float32", 1), ("cpu", "float32", 32)]
-
-
-@pytest.fixture
-def no_svg(monkeypatch: pytest.MonkeyPatch):
-    """Specification and caption without the drawing, which takes the time."""
-    monkeypatch.setattr(drawing, "_draw", lambda spec, name: "<svg/>")
 
 
 def of(task: str, *methods: str, **change: Any) -> list[CellRecord]:
@@ -47,17 +41,6 @@ def axis(records: list[CellRecord], name: str) -> fronts.Axis:
 
 def row(cost: float, quality: float) -> fronts.Row:
     return {"cost": cost, "quality": quality}
-
-
-def tuned(record: CellRecord, budgets: tuple[float, ...]) -> CellRecord:
-    """The record fine-tuned at these budgets alone."""
-    seeds = [
-        s.model_copy(
-            update={"quality_finetuned": s.quality_transfer_only + 0.01 if s.budget in budgets else None}
-        )
-        for s in record.seeds
-    ]
-    return record.model_copy(update={"seeds": seeds})
 
 
 @pytest.mark.parametrize("higher", [True, False])
@@ -112,7 +95,7 @@ def test_costs_are_those_of_the_record_and_dense_stands_at_1():
 
 
 def test_quality_has_its_interval_and_each_stage_competes_with_its_like():
-    records = [factory.cell("vision", "dense"), tuned(factory.cell("vision", "prune"), (0.3,))]
+    records = [factory.cell("vision", "dense"), factory.tuned(factory.cell("vision", "prune"), (0.3,))]
     found = fronts.rows(records, axis(records, "MACs"))
     prune = {(r["budget"], r["stage"]): r for r in found if r["method"] == "prune"}
     assert set(prune) == {(0.15, "transfer"), (0.3, "transfer"), (0.3, "finetuned")}
@@ -131,7 +114,8 @@ def test_quality_has_its_interval_and_each_stage_competes_with_its_like():
 
 
 def test_panels_share_the_rows_the_looks_and_the_scale_of_quality():
-    figure = drawn(of("embedding", *factory.METHODS))
+    records = of("embedding", *reversed(factory.METHODS))
+    figure = drawn(records)
     assert figure.name == "embedding-fronts-cpu-float32" and figure.wide
     assert ElementTree.fromstring(figure.svg).tag.endswith("svg")
     (line,) = json.loads(figure.spec)["vconcat"]
@@ -144,6 +128,9 @@ def test_panels_share_the_rows_the_looks_and_the_scale_of_quality():
     assert titles == [
         f"{cost} / dense" for cost in ("time, batch 1", "time, batch 32", "block MACs", "parameters")
     ]
+    low, high = domains[0]
+    every = fronts.rows(records, axis(records, "MACs"))
+    assert low <= min(r["quality"] for r in every) and high >= max(r["quality"] for r in every)
     assert all(domain == domains[0] for domain in domains) and all(look == colours[0] for look in colours)
     assert "cpu in float32" in figure.caption and "provisional" not in figure.caption.lower()
 
@@ -247,51 +234,3 @@ def test_errors_far_apart_get_a_logarithmic_axis_without_what_lies_far_off(figur
     close = [errors("dense", lambda _: 0.5), errors("prune", lambda budget: 1 / budget)]
     (figure,) = figures(inputs(close), "vision")
     assert '"log"' not in figure.spec and "lower is better" in figure.spec
-
-
-@pytest.mark.parametrize("log", [False, True])
-def test_wide_intervals_do_not_press_the_points_together(log: bool):
-    rows = [
-        {"quality": q, "quality_low": q / wide, "quality_high": q * wide}
-        for q, wide in ((1.0, 1.1), (3.0, 500))
-    ]
-    low, high = scales.reach(rows, "quality", log)
-    assert 0 < low < 1 and 3 < high < 5
-    (flat,) = [{"quality": 2.0, "quality_low": 2.0, "quality_high": 2.0}]
-    low, high = scales.reach([flat], "quality", log)
-    assert low < 2 < high
-
-
-def test_a_curve_has_the_means_and_intervals_of_its_stage():
-    record = tuned(factory.cell("vision", "prune"), (0.15, 0.3))
-    rows = budget_curves.points([factory.cell("vision", "dense"), record], "finetuned")
-    assert [(r["method"], r["budget"]) for r in rows] == [("prune", 0.15), ("prune", 0.3)]
-    for point in rows:
-        own = [s.quality_finetuned for s in record.seeds if s.budget == point["budget"]]
-        interval = mean_interval([value for value in own if value is not None])
-        assert interval is not None
-        assert [point[k] for k in ("quality", "quality_low", "quality_high")] == pytest.approx(
-            [interval.mean, interval.low, interval.high]
-        )
-
-
-@undrawn
-@pytest.mark.parametrize(
-    ("budgets", "panels"), [((0.15, 0.3), 2), ((0.3,), 1), ((), 1)], ids=["both", "one budget", "transfer"]
-)
-def test_a_stage_has_a_panel_where_a_method_has_two_budgets(budgets: tuple[float, ...], panels: int):
-    records = [factory.cell("vision", "dense"), tuned(factory.cell("vision", "prune"), budgets)]
-    (figure,) = budget_curves.figures(inputs(records), "vision")
-    found = json.loads(figure.spec)["hconcat"]
-    assert [p["title"]["text"] for p in found] == ["after transfer alone", "after fine-tuning"][:panels]
-    assert figure.wide == (panels == 2)
-
-
-@undrawn
-def test_one_budget_has_no_curve_and_no_word_of_it():
-    records = of("embedding", "dense", "prune", "eugen")
-    assert list(budget_curves.figures(inputs(records), "embedding")) == []
-    lone = factory.cell("vision", "eugen")  # beside curves, a row of one budget is a point
-    lone = lone.model_copy(update={"seeds": [s for s in lone.seeds if s.budget == 0.3]})
-    rows = budget_curves.points([factory.cell("vision", "prune"), lone], "transfer")
-    assert [(r["method"], r["budget"]) for r in rows][-1] == ("eugen", 0.3) and len(rows) == 3
