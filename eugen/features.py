@@ -279,7 +279,7 @@ def products_in_place(
         return z
     if sharing == "independent" and order == 2:
         parts[-2].mul_(parts[-1])
-        return z[:, : z.shape[1] - parts[-1].shape[1]]
+        return z.narrow(1, 0, z.shape[1] - parts[-1].shape[1])
     return None
 
 
