@@ -97,10 +97,13 @@ def linear_of(weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"]
 def halves(packed: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
     """The two maps that one packed matrix holds, the first half of its outputs and the second, as views."""
     width, bias = packed.out_features // 2, packed.bias
-    return (
+    found = (
         linear_of(packed.weight[:width], None if bias is None else bias[:width]),
         linear_of(packed.weight[width:], None if bias is None else bias[width:]),
     )
+    for half in found:  # packed integers have a shape of their own
+        half.in_features, half.out_features = packed.in_features, width
+    return found
 
 
 def scaled(dense: DenseFFN, scale: Float[Tensor, " d_out"]) -> DenseFFN:
