@@ -235,7 +235,7 @@ def test_a_block_that_is_not_run():
 def test_a_block_that_runs_twice():
     model = vit()
     model.blocks[1] = model.blocks[0]
-    with pytest.raises(ValueError, match=r"blocks.0.mlp ran twice.*shared blocks"):
+    with pytest.raises(ValueError, match=r"^block blocks.0.mlp ran twice.*shared blocks"):
         replace(model, LinearConfig(), calibration=images())
     assert hooks(model) == 0
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import eugen
 from eugen import EUGenConfig, LinearConfig, LowRankAwareConfig, LowRankConfig, PruneConfig, replace
-from eugen.least_squares import FEW_TOKENS_PER_FEATURE
+from eugen.least_squares import FEW_TOKENS_PER_FEATURE, HELD_OUT
 from tests.eugen.blocks import generator, tokens
 from tests.eugen.models import (
     Residual,
@@ -117,12 +117,12 @@ def test_a_block_that_is_called_by_keyword():
 def test_too_few_tokens_warn_once_and_say_how_many_are_enough(config):
     features = replace(chain(), config).sites[0].layer.num_features
     least = FEW_TOKENS_PER_FEATURE * features
-    enough = -(-least * 8 // 7) + 1  # an eighth is held out
+    enough = next(n for n in range(least, 2 * least) if n - n // HELD_OUT == least)
     with pytest.warns(UserWarning, match="too few") as caught:
         layer, _ = fit(chain(), config, [tokens(least, 12)])
     (warned,) = [str(w.message) for w in caught]
     assert warned.startswith(
-        f"too few calibration tokens for 1 of 1 blocks: block 0 was fitted on {least - least // 8} for "
+        f"too few calibration tokens for 1 of 1 blocks: block 0 was fitted on {least - least // HELD_OUT} for "
         f"{features} features"
     )
     assert f"give at least {25 * features} (25 a feature)" in warned
