@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from eugen import parallel
 from eugen.ffn import DenseFFN, TokenStream, autocasts, runs_inference
 from eugen.shapes import Float
 
@@ -64,6 +65,10 @@ ACTIVATIONS = FIXED_ACTIVATIONS | {"univariate": Univariate, "rbf": Exp}
 def new_activation(name: str, features: int) -> nn.Module:
     """One of `ACTIVATIONS` for so many features."""
     return Univariate(features) if name == "univariate" else ACTIVATIONS[name]()
+
+
+ROWS_AT_ONCE = 1024
+"""Tokens whose neurons are in memory in float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -134,28 +139,36 @@ def input_rms(data: TokenStream) -> float:
     for x, _, _ in data:
         total += float(x.double().square().sum())
         tokens += len(x)
+    total, tokens = parallel.total_of(total, tokens)
     if not (tokens and math.isfinite(total) and total > 0):
-        raise ValueError(f"the stream's inputs are empty, all zero or not finite ({tokens} tokens)")
+        raise ValueError(f"the stream's inputs are empty, all zero or not finite ({tokens:.0f} tokens)")
     return math.sqrt(total / tokens)
 
 
 @torch.no_grad()
 def neuron_scores(
-    dense: DenseFFN, data: TokenStream, output_weight: Float[Tensor, " d_out"] | None = None
+    dense: DenseFFN,
+    data: TokenStream,
+    output_weight: Float[Tensor, " d_out"] | None = None,
+    *,
+    beside: nn.Linear | None = None,
 ) -> Float[Tensor, " h"]:
-    """Importance of each hidden neuron: `var(h_j)·‖γ∘W2[:, j]‖²` (`var(h_j)` without an output matrix)."""
-    count = torch.zeros((), dtype=torch.float64, device=dense.up.weight.device)
-    total = square = count
+    """Importance of each hidden neuron: `var(h_j)·‖γ∘W2[:, j]‖²` (`var(h_j)` without an output matrix).
+
+    Args:
+        beside: a linear map from x to the neurons; its values do not count.
+    """
+    total = torch.zeros(dense.hidden_features, dtype=torch.float64, device=dense.up.weight.device)
+    count, square = total.new_zeros(()), torch.zeros_like(total)
     for x, _, weight in data:
-        hidden = dense.features(x).double()
-        token = (
-            torch.ones(len(x), 1, dtype=torch.float64, device=x.device)
-            if weight is None
-            else weight.double()[:, None]
-        )
-        count = count + token.sum()
-        total = total + (token * hidden).sum(0)
-        square = square + (token * hidden.square()).sum(0)
+        tokens = x.new_ones(len(x)) if weight is None else weight
+        for rows, token in zip(x.split(ROWS_AT_ONCE), tokens.double().split(ROWS_AT_ONCE), strict=True):
+            hidden = dense.features(rows) if beside is None else dense.features(rows) - beside(rows)
+            hidden = hidden.double()
+            count += token.sum()
+            total += token @ hidden
+            square += token @ hidden.square_()
+    count, total, square = parallel.total(count, total, square)
     if not count:
         raise ValueError("the calibration stream is empty: give at least one chunk of tokens")
     variance = square / count - (total / count).square()
@@ -266,7 +279,7 @@ def products_in_place(
         return z
     if sharing == "independent" and order == 2:
         parts[-2].mul_(parts[-1])
-        return z[:, : z.shape[1] - parts[-1].shape[1]]
+        return z.narrow(1, 0, z.shape[1] - parts[-1].shape[1])
     return None
 
 

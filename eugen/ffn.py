@@ -165,10 +165,10 @@ def linear_of_parts(linear: nn.Module, parts: list[Float[Tensor, "t _"]]) -> Flo
     in_place = runs_inference() and not autocasts(parts[0].device)
     first, *rest = parts
     column = first.shape[1]
-    weight = linear.weight[:, :column].T
+    weight = linear.weight.narrow(1, 0, column).T
     y = first @ weight if linear.bias is None else torch.addmm(linear.bias, first, weight)
     for part in rest:
-        weight = linear.weight[:, column : column + part.shape[1]].T
+        weight = linear.weight.narrow(1, column, part.shape[1]).T
         y = y.addmm_(part, weight) if in_place else torch.addmm(y, part, weight)
         column += part.shape[1]
     return y

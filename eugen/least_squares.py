@@ -6,12 +6,14 @@ one chunk and one Gram matrix, whatever the number of tokens.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
+from eugen import parallel
 from eugen.shapes import Float
 
 RIDGE = 1e-4
@@ -27,7 +29,8 @@ class Moments:
     """Weighted first and second moments of features and targets, accumulated chunk by chunk.
 
     Features are shifted and scaled by the first chunk's mean and deviation before the products,
-    and targets shifted, which keeps float32 accurate for values far from zero.
+    and targets shifted, which keeps float32 accurate for values far from zero. Several processes
+    (`eugen.parallel`) take those of the first one, and `totals` are the sums over all of them.
     """
 
     def __init__(self) -> None:
@@ -57,13 +60,16 @@ class Moments:
         self._target_sum += weighted_target.sum(0, dtype=torch.float64)
 
     def _start(self, features: Tensor, target: Tensor) -> None:
-        if len(features) == 0:
-            raise ValueError("the first chunk of the stream holds no token")
         double = {"dtype": torch.float64, "device": features.device}
         n_features, n_targets = features.shape[1], target.shape[1]
-        self._shift = features.mean(0, dtype=torch.float64)
-        self._target_shift = target.mean(0, dtype=torch.float64)
-        deviation = features.double().std(0, correction=0)
+        tokens = max(1, len(features))
+        mean, target_mean = (t.sum(0, dtype=torch.float64) / tokens for t in (features, target))
+        deviation = ((features.double() - mean).square().sum(0) / tokens).sqrt()
+        count, self._shift, self._target_shift, deviation = parallel.from_first(
+            torch.tensor(len(features)), mean, target_mean, deviation
+        )
+        if not count:
+            raise ValueError("the first chunk of the stream holds no token")
         self._scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
         self._weight = torch.zeros((), **double)
         self._gram = torch.zeros(n_features, n_features, **double)
@@ -71,6 +77,22 @@ class Moments:
         self._feature_sum = torch.zeros(n_features, **double)
         self._target_sum = torch.zeros(n_targets, **double)
         self._empty = False
+
+    def totals(self) -> tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Sums over all chunks, of all processes, in float64; features and targets shifted and scaled.
+
+        Tokens; their weight; `Σ ω f fᵀ [f, f]`; `Σ ω f yᵀ [f, d]`; `Σ ω f [f]`; `Σ ω y [d]`.
+        """
+        tokens, *sums = parallel.total(
+            torch.tensor(self.tokens),
+            self._weight,
+            self._gram,
+            self._cross,
+            self._feature_sum,
+            self._target_sum,
+        )
+        total, gram, cross, feature_sum, target_sum = sums
+        return int(tokens), total, gram, cross, feature_sum, target_sum
 
     def solve(self, ridge: float | None = None) -> tuple[Float[Tensor, "d f"], Float[Tensor, " d"]]:
         """Weight and bias, in float64, that minimise the weighted squared error.
@@ -84,25 +106,34 @@ class Moments:
         """
         if self._empty:
             raise ValueError("the calibration stream is empty: give at least one chunk of tokens")
-        if not (torch.isfinite(self._gram).all() and torch.isfinite(self._cross).all()):
+        tokens, total, gram, cross, feature_sum, target_sum = self.totals()
+        if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
             raise ValueError(
                 "features or targets hold NaN or infinity: check the calibration data and the model"
             )
-        if self._weight <= 0:
+        if total <= 0:
             raise ValueError("the token weights sum to 0")
         if ridge is None:
-            ridge = RIDGE if self.tokens >= FEW_TOKENS_PER_FEATURE * len(self._gram) else RIDGE_FEW_TOKENS
-        mean, target_mean = self._feature_sum / self._weight, self._target_sum / self._weight
-        covariance = self._gram / self._weight - torch.outer(mean, mean)
+            ridge = RIDGE if tokens >= FEW_TOKENS_PER_FEATURE * len(gram) else RIDGE_FEW_TOKENS
+        mean, target_mean = feature_sum / total, target_sum / total
+        covariance = gram / total - torch.outer(mean, mean)
         variance = covariance.diagonal().clamp(min=0)
         alive = variance > 1e-10
         deviation = torch.where(alive, variance.sqrt(), torch.ones_like(variance))
         correlation = covariance / torch.outer(deviation, deviation)
-        cross = (self._cross / self._weight - torch.outer(mean, target_mean)) / deviation[:, None]
+        cross = (cross / total - torch.outer(mean, target_mean)) / deviation[:, None]
         cross = torch.where(alive[:, None], cross, torch.zeros_like(cross))
         weight = (_solve_positive(correlation, cross, ridge) / (deviation * self._scale)[:, None]).T
         bias = target_mean + self._target_shift - weight @ (mean * self._scale + self._shift)
         return weight.contiguous(), bias
+
+    def part(self, columns: Tensor) -> Moments:
+        """The moments of some of the features alone, by their numbers: what a stream of these would give."""
+        chosen = copy.copy(self)
+        chosen._gram = self._gram[columns][:, columns]
+        for name in ("_shift", "_scale", "_cross", "_feature_sum"):
+            setattr(chosen, name, getattr(self, name)[columns])
+        return chosen
 
 
 def _solve_positive(matrix: Tensor, right: Tensor, ridge: float) -> Tensor:
@@ -128,7 +159,7 @@ def ridge(
 
 
 class ErrorMeter:
-    """Weighted R² of predictions over a stream: 1 − Σω‖D^½(y−ŷ)‖² / Σω‖D^½(y−ȳ)‖²."""
+    """Weighted R² of predictions over a stream, of all processes: 1 − Σω‖D^½(y−ŷ)‖² / Σω‖D^½(y−ȳ)‖²."""
 
     def __init__(self, output_weight: Float[Tensor, " d"] | None = None) -> None:
         self._output_weight = output_weight
@@ -148,12 +179,11 @@ class ErrorMeter:
 
     def r2(self) -> float:
         """The R² so far; NaN if the targets do not vary."""
-        spread = self._square - self._sum.square() / self._weight
-        error, square = self._error, self._square
+        error, weight, total, square = parallel.total(self._error, self._weight, self._sum, self._square)
+        spread = square - total.square() / weight
         if self._output_weight is not None:
             importance = self._output_weight.double()
-            spread, error = spread * importance, error * importance
-            square = square * importance
+            spread, error, square = spread * importance, error * importance, square * importance
         if spread.sum() <= 1e-14 * square.sum():  # what rounding leaves of equal targets
             return math.nan
         return float(1 - error.sum() / spread.sum())

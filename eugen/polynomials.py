@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from eugen import parallel
 from eugen.ffn import DenseFFN, TokenStream
 from eugen.shapes import Float
 
@@ -170,7 +171,8 @@ def calibrated_pre_activations(
         shares.append((token * (len(x) / len(chosen))).repeat_interleave(len(neurons)))
     if not samples:
         raise ValueError("the calibration stream is empty: give at least one chunk of tokens")
-    return torch.cat(samples), torch.cat(shares)
+    parallel.draw_alike(generator)  # processes with more chunks drew more
+    return parallel.gathered(torch.cat(samples)), parallel.gathered(torch.cat(shares))
 
 
 def _check(degree: int, z: Tensor, share: Tensor) -> None:

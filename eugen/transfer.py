@@ -7,21 +7,23 @@ also makes up for what the residual stream lost: `teacher(stream + y) − stream
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from eugen import parallel
+from eugen.activations import Activations, ActivationsWriter, Kept, Store
+from eugen.capture import capturing, evaluating, explaining, listening
 from eugen.config import LayerConfig
 from eugen.ffn import FFNLayer
 from eugen.least_squares import FEW_TOKENS_PER_FEATURE, HELD_OUT, fit_quality
 from eugen.sites import FFNSite
-from eugen.sites.faults import SiteFault, batch_failed, called_by_keyword, shared_block, too_few_tokens
-from eugen.sites.parts import evaluating
+from eugen.sites.faults import SiteFault, too_few_tokens
 
-Chunk = tuple[Tensor, Tensor, "Tensor | None"]
+SUMS_SHARE = 0.5
+"""Part of the memory that the teacher's sums may use: a block's own chunks are read more often."""
 
 
 def default_call(model: nn.Module, batch: Any) -> Any:
@@ -29,23 +31,26 @@ def default_call(model: nn.Module, batch: Any) -> Any:
     return model(batch)
 
 
-class _Enough(Exception):
-    """Ends a forward pass once everything wanted was captured."""
-
-
 class Transfer:
-    """One transfer of all sites: holds the teacher's activations between the sites.
+    """One transfer of all sites: keeps the teacher's activations until the block that wants them is fitted.
 
-    Use as a context manager: inside, the teacher is in evaluation mode, and its mode is restored after.
+    Args:
+        sites: all that are replaced, front to back.
+        wanted: those of them that `fit` will be called for, in this order.
+        store: where activations are kept; whoever gives it closes it.
+        group: the processes that fit together, each with its own calibration data.
     """
 
     def __init__(
         self,
         teacher: nn.Module,
-        sites: list[FFNSite],
+        sites: Sequence[FFNSite],
         calibration: Iterable[Any],
         call: Callable[[nn.Module, Any], Any],
-        generator: torch.Generator,
+        *,
+        wanted: Sequence[FFNSite],
+        store: Store,
+        group: parallel.Group | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         if isinstance(calibration, Iterator):
@@ -53,113 +58,144 @@ class Transfer:
                 "calibration is an iterator that can be read only once, and transfer reads it once "
                 "per block: pass a list of batches or a DataLoader"
             )
-        self.teacher, self.sites = teacher, sites
+        self.teacher, self.sites, self.wanted = teacher, sites, wanted
         self.calibration, self.call = calibration, call
-        self.generator, self.progress = generator, progress
-        self._wanted: dict[str, list[Tensor]] = {}
-        self._first_inputs: list[Tensor] = []
+        self.store, self.group, self.progress = store, group, progress
+        self._sums: dict[str, list[Kept]] = {}
+        self._first_inputs: list[Kept] = []
         self._short: list[tuple[FFNSite, int, int]] = []
         """Blocks with too few tokens: the block, its tokens, its features."""
 
-    def __enter__(self) -> Transfer:
-        with evaluating(self.teacher):
-            self._wanted = self._teacher_sums()
-        return self
-
-    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        self._wanted, self._first_inputs = {}, []
-        if self._short and failed is None:
-            warnings.warn(too_few_tokens(self._short, of=len(self.sites)), stacklevel=3)
-
     def fit(
-        self, student: nn.Module, site: FFNSite, config: LayerConfig, refine_steps: int
-    ) -> tuple[FFNLayer, float]:
-        """Fit the layer for one site of the partly replaced student; returns it with its held-out R²."""
-        gamma = _output_weight(site, student)
-        with evaluating(student):
-            chunks = list(self._chunks(student, site))
-        train, held_out = _split(chunks)
-        layer = config.fit_and_refine(
-            site.dense,
-            train,
-            steps=refine_steps,
-            judge=lambda candidate: fit_quality(candidate, held_out, gamma),
-            generator=self.generator,
-            output_weight=gamma,
-        )
-        r2 = fit_quality(layer, held_out, gamma)
-        tokens = sum(len(x) for x, _, _ in train)
+        self,
+        student: nn.Module,
+        site: FFNSite,
+        config: LayerConfig,
+        refine_steps: int,
+        generator: torch.Generator,
+    ) -> tuple[FFNLayer, float | None]:
+        """Fit the layer for one site of the partly replaced student; returns it with its held-out R².
+
+        The R² is None for a layer that needs no calibration.
+        """
+        if not config.needs_calibration:
+            return config.fit(site.dense, (), generator=generator), None
+        with parallel.failing_together(self.group, f"the activations of block {site.name}"):
+            if not self._sums:
+                with evaluating(self.teacher):
+                    self._keep_sums()
+            with evaluating(student):
+                train, held_out = self._activations(student, site)
+        gamma = output_weight(site, student)
+        with parallel.using(self.group):
+            layer = config.fit_and_refine(
+                site.dense,
+                train,
+                steps=refine_steps,
+                judge=lambda candidate: fit_quality(candidate, held_out, gamma),
+                generator=generator,
+                output_weight=gamma,
+            )
+            parallel.make_equal(layer)
+            r2 = fit_quality(layer, held_out, gamma)
+            tokens = int(parallel.total_of(train.tokens)[0])
         if tokens < FEW_TOKENS_PER_FEATURE * layer.num_features:
             self._short.append((site, tokens, layer.num_features))
+        train.free()
+        held_out.free()
         if self.progress is not None:
             self.progress(
                 f"block {self.sites.index(site) + 1}/{len(self.sites)} {site.name}: held-out R² {r2:.4f}"
             )
         return layer, r2
 
+    def warn_of_few_tokens(self) -> None:
+        """Warn the caller's caller where a block had fewer than two tokens a feature."""
+        if self._short:
+            warnings.warn(too_few_tokens(self._short, of=len(self.sites)), stacklevel=3)
+
     @torch.no_grad()
-    def _teacher_sums(self) -> dict[str, list[Tensor]]:
+    def _keep_sums(self) -> None:
         """Per site and batch what the student should arrive at: the stream after the block, or its output."""
-        wanted: dict[str, list[Tensor]] = {site.name: [] for site in self.sites}
+        self._sums = {site.name: [] for site in self.wanted}
+        waiting: dict[str, Tensor] = {}
+        reached: set[str] = set()
+
+        def keep(site: FFNSite, what: str, value: Tensor) -> None:
+            if what == "input":
+                reached.add(site.name)
+                if site is self.sites[0]:
+                    self._first_inputs.append(self.store.keep(value, share=SUMS_SHARE))
+                return
+            if what == "output":
+                require_finite(value, site)
+            if site.stream is not None and site.name not in waiting:
+                waiting[site.name] = value
+                return
+            total = value if site.stream is None else wide(waiting.pop(site.name)) + wide(value)
+            self._sums[site.name].append(self.store.keep(total, share=SUMS_SHARE))
+
         batches = 0
         for batch in self.calibration:
             batches += 1
+            reached.clear()
             with (
-                _capturing(self.teacher, self.sites) as seen,
-                _explaining("the model", batches, batch, self.sites, seen),
+                listening(self.teacher, self.wanted, keep),
+                explaining("the model", batches, batch, self.wanted, reached),
             ):
                 self.call(self.teacher, batch)
-            if (self.sites[0].name, "input") in seen:
-                self._first_inputs.append(seen[self.sites[0].name, "input"])
-            for site in self.sites:
-                stream, output = seen.get((site.name, "stream")), seen.get((site.name, "output"))
-                if output is None:
+            for site in self.wanted:
+                if len(self._sums[site.name]) < batches:
                     raise ValueError(
                         f"block {site.name} did not run when the model was called with the calibration data"
                     )
-                _require_finite(output, site)
-                wanted[site.name].append(output if stream is None else _wide(stream) + _wide(output))
         if not batches:
             raise ValueError("the calibration data are empty: give at least one batch of model inputs")
-        return wanted
 
     @torch.no_grad()
-    def _chunks(self, student: nn.Module, site: FFNSite) -> Iterator[Chunk]:
-        """Inputs, targets and token weights of one site, a chunk per batch."""
-        wanted = self._wanted[site.name]
-        batches = 0
+    def _activations(self, student: nn.Module, site: FFNSite) -> tuple[Activations, Activations]:
+        """What one site is fitted to, and what it is judged on: the last part of every batch."""
+        train, held_out = ActivationsWriter(self.store), ActivationsWriter(self.store)
+        sums, batches = self._sums[site.name], 0
         for batch in self.calibration:
             batches += 1
-            if batches > len(wanted):
+            if batches > len(sums):
                 continue  # counted for the message below
-            want = wanted[batches - 1]
             with (
-                _capturing(student, [site], stop=True) as seen,
-                suppress(_Enough),
-                _explaining("the partly replaced model", batches, batch, [site], seen),
+                capturing(student, [site], stop=True) as seen,
+                explaining("the partly replaced model", batches, batch, [site], ()),
             ):
                 self.call(student, batch)
             x, stream = seen[site.name, "input"], seen.get((site.name, "stream"))
+            want = sums[batches - 1].read()
             if len(x) != len(want) or not self._read_before(x, site, batches - 1):
                 raise ValueError(
                     "the calibration data change from one reading to the next: switch shuffling off"
                 )
+            require_finite(x, site)
             weight = None
             if site.norm is not None:
                 weight = 1 / want.var(-1, correction=0).clamp(min=1e-12)
-            _require_finite(x, site)
-            yield x, want if stream is None else want - stream, weight
-        if batches != len(wanted):
-            raise ValueError(f"the calibration data gave {len(wanted)} batches first and {batches} later")
+            y = want if stream is None else want - stream
+            sums[batches - 1].free()
+            cut = len(x) - max(1, len(x) // HELD_OUT) if len(x) > 1 else len(x)
+            for writer, part in ((train, slice(cut)), (held_out, slice(cut, None))):
+                writer.add(x[part], y[part], None if weight is None else weight[part])
+        if batches != len(sums):
+            raise ValueError(f"the calibration data gave {len(sums)} batches first and {batches} later")
+        return train.finish(), held_out.finish()
 
     def _read_before(self, x: Tensor, site: FFNSite, batch: int) -> bool:
         """Whether the first site's input, which no replacement changes, is what the teacher was given."""
         if site is not self.sites[0]:
             return True
-        return torch.allclose(x, self._first_inputs[batch], rtol=1e-2, atol=1e-2, equal_nan=True)
+        first = self._first_inputs[batch]
+        alike = torch.allclose(x, first.read(), rtol=1e-2, atol=1e-2, equal_nan=True)
+        first.free()
+        return alike
 
 
-def _output_weight(site: FFNSite, model: nn.Module) -> Tensor | None:
+def output_weight(site: FFNSite, model: nn.Module) -> Tensor | None:
     """γ² of the LayerNorm that follows: how much each output dimension matters behind it."""
     if site.norm is None:
         return None
@@ -167,91 +203,15 @@ def _output_weight(site: FFNSite, model: nn.Module) -> Tensor | None:
     return gamma.detach().square() if isinstance(gamma, Tensor) else None
 
 
-def _split(chunks: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
-    train, held_out = [], []
-    for x, y, weight in chunks:
-        cut = len(x) - max(1, len(x) // HELD_OUT) if len(x) > 1 else len(x)
-        train.append((x[:cut], y[:cut], None if weight is None else weight[:cut]))
-        held_out.append((x[cut:], y[cut:], None if weight is None else weight[cut:]))
-    return train, held_out
-
-
-def _require_finite(values: Tensor, site: FFNSite) -> None:
+def require_finite(values: Tensor, site: FFNSite) -> None:
+    """Raise SiteFault where a block's activations are not finite."""
     if not torch.isfinite(values).all():
-        raise ValueError(
+        raise SiteFault(
             f"the calibration data give NaN or infinity at block {site.name}: check the batches and "
             "the model's weights"
         )
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
     """At least float32: sums and differences with the residual stream lose a narrow dtype's digits."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-@contextmanager
-def _explaining(
-    model: str, number: int, batch: Any, sites: list[FFNSite], seen: dict[tuple[str, str], Tensor]
-) -> Iterator[None]:
-    """Say of a failed forward pass which batch it was and how far it came."""
-    try:
-        yield
-    except (SiteFault, torch.OutOfMemoryError):
-        raise
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
-        reached = {name for name, what in seen if what == "input"}
-        raise ValueError(
-            batch_failed(error, model=model, number=number, batch=batch, sites=sites, reached=reached)
-        ) from error
-
-
-def _tokens(site: FFNSite, value: Tensor | None = None, *_: Any) -> Tensor:
-    """`[T, d]` of a module's first argument or of its output."""
-    if value is None:
-        raise SiteFault(called_by_keyword(site))
-    # A copy: what follows may write into the tensor in place, as nn.ReLU(inplace=True) does.
-    return value.detach().reshape(-1, value.shape[-1]).clone()
-
-
-@contextmanager
-def _capturing(
-    model: nn.Module, sites: list[FFNSite], *, stop: bool = False
-) -> Iterator[dict[tuple[str, str], Tensor]]:
-    """Collect `[T, d]` activations of sites during a forward pass; with `stop`, end it at the last input."""
-    seen: dict[tuple[str, str], Tensor] = {}
-    handles = []
-
-    def keep(site: FFNSite, what: str, *values: Tensor) -> None:
-        if (site.name, what) in seen:
-            raise SiteFault(shared_block(model, site))
-        seen[site.name, what] = _tokens(site, *values)
-
-    def before(site: FFNSite, what: str) -> Callable:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            keep(site, what, *args)
-            if stop and what == "input":
-                raise _Enough
-
-        return hook
-
-    def after(site: FFNSite) -> Callable:
-        return lambda _module, _args, output: keep(site, "output", output)
-
-    def listen(site: FFNSite) -> None:
-        if site.stream is not None:  # before the input's hook: both may sit on one module
-            handles.append(model.get_submodule(site.stream).register_forward_pre_hook(before(site, "stream")))
-        handles.append(model.get_submodule(site.name).register_forward_pre_hook(before(site, "input")))
-        if not stop:
-            handles.append(model.get_submodule(site.output).register_forward_hook(after(site)))
-
-    fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        # torch's fused encoder runs past the modules, and packs padded batches.
-        torch.backends.mha.set_fastpath_enabled(False)
-        for site in sites:
-            listen(site)
-        yield seen
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for handle in handles:
-            handle.remove()

@@ -21,6 +21,7 @@ from stages.models import (
     dense_model,
     read_json,
     student_model,
+    transferred_plan,
     unit_name,
 )
 from stages.params import Method
@@ -50,8 +51,8 @@ def finetune(
                 found = progress.load(name)
                 if found is None:
                     stored = _transferred(task, method, name)
-                    blocks = opened.settings.transfer.blocks
-                    start = student_model(dense, row.config(budget), stored, blocks)
+                    plan = transferred_plan(task, method, seed, budget)
+                    start = student_model(dense, plan, stored)
                     found = finetune_unit(opened, dense, start, seed, budget, run)
                     progress.store(name, *found)
                 save_tensors(out / f"{name}.safetensors", found[1])

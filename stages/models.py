@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 import eugen
 from eugen import FFNLayer, LayerConfig
-from stages.tasks import BASELINE, Task, last_blocks
+from eugen.plan import config_data, config_from_data
+from stages.tasks import BASELINE, Task
 
 TRANSFERRED, FINETUNED = Path("artifacts/transfer"), Path("artifacts/finetune")
 """What the stages of those names leave, by task and method."""
@@ -28,10 +30,14 @@ def dense_model(task: Task) -> nn.Module:
 
 
 def student_model(
-    dense: nn.Module, config: LayerConfig, changed: dict[str, Tensor], blocks: int | None = None
+    dense: nn.Module, config: LayerConfig | Mapping[str, LayerConfig], changed: dict[str, Tensor]
 ) -> nn.Module:
-    """The dense network with its last blocks (all by default) replaced and the stored changes loaded."""
-    student = eugen.replace(dense, config, where=last_blocks(dense, blocks)).model
+    """The dense network with its blocks replaced and the stored changes loaded.
+
+    Args:
+        config: one for all blocks, or one for each replaced block by its name.
+    """
+    student = eugen.replace(dense, config).model
     state = student.state_dict()
     unknown = sorted(set(changed) - set(state))
     if unknown:
@@ -40,6 +46,19 @@ def student_model(
         )
     student.load_state_dict({**state, **changed})
     return student.eval()
+
+
+def plan_data(result: eugen.Replacement, config: LayerConfig | Mapping[str, LayerConfig]) -> dict[str, Any]:
+    """Which layer stands in each replaced block, as a transfer's record keeps it."""
+    per_block = config if isinstance(config, Mapping) else {site.name: config for site in result.sites}
+    return {name: config_data(layer) for name, layer in per_block.items()}
+
+
+def transferred_plan(task: str, method: str, seed: int, budget: float) -> dict[str, LayerConfig]:
+    """Which layer the transfer of a unit put into each block."""
+    units = read_json(TRANSFERRED / task / method / RECORD_FILE)["units"]
+    (unit,) = [unit for unit in units if (unit["seed"], unit["budget"]) == (seed, budget)]
+    return {name: config_from_data(data) for name, data in unit["plan"].items()}
 
 
 def changed_tensors(student: nn.Module, dense: nn.Module) -> dict[str, Tensor]:

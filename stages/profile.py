@@ -23,6 +23,7 @@ from stages.models import (
     dense_model,
     read_json,
     student_model,
+    transferred_plan,
     unit_name,
 )
 from stages.params import Method, Params
@@ -69,11 +70,11 @@ def measure(settings: Params, task: Task, row: Method, moved: dict[str, Any], ru
     """Cost, latency and quality in each precision, at every budget that was transferred; and the record."""
     costs, latencies, qualities = [], [], []
     for budget in dict.fromkeys(unit["budget"] for unit in moved["units"]):
-        dense, blocks = dense_model(task), task.settings.transfer.blocks
-        unit = unit_name(task.settings.transfer.seeds[0], budget)
-        student = student_model(dense, row.config(budget), last_weights(task, row, unit), blocks)
+        dense, seed = dense_model(task), task.settings.transfer.seeds[0]
+        plan = transferred_plan(task.name, row.name, seed, budget)
+        student = student_model(dense, plan, last_weights(task, row, unit_name(seed, budget)))
         # The dense network with the same blocks marked: one that stays dense is no part of the cost.
-        marked = dense if blocks is None else student_model(dense, eugen.DenseConfig(), {}, blocks)
+        marked = eugen.replace(dense, dict.fromkeys(plan, eugen.DenseConfig())).model
         costs.append(measurement.cost(task, marked, student, budget))
         traces = TRACES / task.name / row.name
         for both in measurement.deployments(task, dense, student, budget, traces, settings, run):
@@ -91,11 +92,10 @@ def last_weights(task: Task, row: Method, unit: str) -> dict[str, Tensor]:
 def picture(task: Task, row: Method, moved: dict[str, Any]) -> list[Path]:
     """Leave what the task shows of the first seed's network per budget; the dense row has the truth too."""
     out = PICTURES / task.name / row.name
-    blocks, made = task.settings.transfer.blocks, []
+    seed, made = task.settings.transfer.seeds[0], []
     for budget in dict.fromkeys(unit["budget"] for unit in moved["units"]):
-        unit = unit_name(task.settings.transfer.seeds[0], budget)
-        changed = last_weights(task, row, unit)
-        student = student_model(dense_model(task), row.config(budget), changed, blocks)
+        plan = transferred_plan(task.name, row.name, seed, budget)
+        student = student_model(dense_model(task), plan, last_weights(task, row, unit_name(seed, budget)))
         made += task.pictures(student, out / f"budget{budget:g}")
     return made + (task.truth_pictures(out / "truth") if row.layer == "dense" else [])
 

@@ -10,10 +10,15 @@ from eugen import LayerConfig
 from eugen.local_training import LocalRule, rules
 from stages.faults import ParamsError, allow, check_name, check_type
 
+AUTO = "auto"
+"""In the place of a layer: `eugen.search` chooses one for each block."""
+AUTO_TARGETS = ("macs", "time")
+"""What its budget means: a fraction of the blocks' MACs, or the measured time that `prune` takes with it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row of the suite: a registered layer and the fields of its configuration."""
+    """A row of the suite: a registered layer and its configuration, or a choice for each block."""
 
     name: str
     layer: str
@@ -21,6 +26,11 @@ class Method:
     """As in params.yaml; a layer inside a layer (`of`) is a mapping like the row's own."""
     training: LocalRule | None = None
     """How the whole network learns from scratch; None where blocks take over the trained network's work."""
+
+    @property
+    def target(self) -> str | None:
+        """One of `AUTO_TARGETS` where a layer is chosen for each block, else None."""
+        return self.fields["target"] if self.layer == AUTO else None
 
     @property
     def section(self) -> dict[str, Any]:
@@ -31,12 +41,18 @@ class Method:
         return {"layer": self.layer, **self.fields, "training": training}
 
     def config(self, budget: float | None) -> LayerConfig:
-        """The layer's configuration at a budget."""
+        """The layer's configuration at a budget.
+
+        Raises:
+            ParamsError: the row has none, it chooses one for each block.
+        """
+        if self.layer == AUTO:
+            raise ParamsError(f"row {self.name!r} chooses a layer for each block of a trained network")
         return _config(self.layer, self.fields, budget)
 
     def budgets(self, wanted: list[float]) -> list[float]:
         """The budgets to run: those wanted, or the one that the layer has (the dense block costs 1)."""
-        only = self.config(None).only_budget
+        only = None if self.layer == AUTO else self.config(None).only_budget
         return wanted if only is None else [only]
 
 
@@ -46,6 +62,8 @@ def parse(name: str, fields: Any, section: str) -> Method:
     check_name(name, section)
     fields = {"layer": name} if fields is None else fields
     fields = {"layer": name, **fields} if isinstance(fields, dict) else fields
+    if isinstance(fields, dict) and fields.get("layer") == AUTO:
+        return _auto(name, where, fields)
     training = None
     if isinstance(fields, dict) and "training" in fields:
         training = _training(f"{where}.training", fields["training"])
@@ -56,6 +74,15 @@ def parse(name: str, fields: Any, section: str) -> Method:
     except ValueError as error:
         raise ParamsError(f"{where}: {error}") from None
     return Method(name, layer, checked, training)
+
+
+def _auto(name: str, where: str, fields: dict[str, Any]) -> Method:
+    """A row that chooses for each block."""
+    allow(fields, ("layer", "target"), where=f"{where}.")
+    target = fields.get("target", AUTO_TARGETS[0])
+    if target not in AUTO_TARGETS:
+        raise ParamsError(f"{where}.target = {target!r}: must be one of {', '.join(AUTO_TARGETS)}")
+    return Method(name, AUTO, {"target": target})
 
 
 def _training(where: str, value: Any) -> LocalRule:

@@ -11,11 +11,13 @@ import typer
 from torch import Tensor, nn
 
 import eugen
-from eugen import LayerConfig
+from eugen import DenseConfig, LayerConfig, PruneConfig
 from eugen.local_training import LocalRule
+from eugen.search import Target, Unreachable, choose, speed_of
+from eugen.surgery import blocks_of
 from stages import params, timings
 from stages.checkpoint import Progress, save_tensors
-from stages.models import RECORD_FILE, TRANSFERRED, changed_tensors, dense_model, unit_name
+from stages.models import RECORD_FILE, TRANSFERRED, changed_tensors, dense_model, plan_data, unit_name
 from stages.params import Method
 from stages.tasks import DoesNotApply, Task, last_blocks, open_task
 from stages.tracking import Run, record, stage_run
@@ -103,8 +105,10 @@ def transfer_unit(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """One transfer: its values and the tensors that changed."""
     start = time.perf_counter()
-    config, steps = method.config(budget), task.settings.transfer.refine_steps
+    steps = task.settings.transfer.refine_steps
+    config = chosen_layers(task, dense, method, budget, seed, run)
     if method.training is not None:
+        assert isinstance(config, LayerConfig)
         result = train_locally(task, config, method.training, seed)
     else:
         result = replace_blocks(task, dense, config, seed, steps, run)
@@ -113,6 +117,7 @@ def transfer_unit(
     values = {
         "seed": seed,
         "budget": budget,
+        "plan": plan_data(result, config),
         "quality": measured.pop(task.quality_name),
         "validation": task.evaluate(result.model, "validation")[task.quality_name],
         "extra": measured,
@@ -127,11 +132,58 @@ def transfer_unit(
     return values, changed_tensors(result.model, dense)
 
 
+def chosen_layers(
+    task: Task, dense: nn.Module, method: Method, budget: float, seed: int, run: Run
+) -> LayerConfig | dict[str, LayerConfig]:
+    """The row's layer, or the one that the search chose for each block.
+
+    Raises:
+        UnsuitableBlock, DoesNotApply: there is nothing to choose, or pruning makes the network no faster.
+        BudgetTooSmall: no plan is as cheap.
+    """
+    if method.target is None:
+        return method.config(budget)
+    where = last_blocks(dense, task.settings.transfer.blocks)
+    batches = task.calibration(seed, task.settings.transfer.calibration_tokens)
+    if method.target == "macs":
+        target = Target(macs=budget)
+    else:
+        example = task.example(task.settings.profile.batches[0])
+        speedup = speed_of(dense, PruneConfig(budget=budget), example, task.call, where=where)
+        run.progress(f"{unit_name(seed, budget)}: pruning is {speedup:.3f}x as fast as the dense network")
+        if speedup <= 1:
+            raise DoesNotApply(f"pruning to {budget:g} makes the network no faster here: {speedup:.3f}x")
+        target = Target(speedup=speedup)
+    try:
+        plan = choose(
+            dense,
+            batches,
+            target=target,
+            call=task.call,
+            example=task.example(task.settings.profile.batches[0]),
+            where=where,
+            refine_steps=task.settings.transfer.refine_steps,
+            seed=seed,
+            progress=lambda line: run.progress(f"{unit_name(seed, budget)}, {line}"),
+        )
+    except Unreachable as error:
+        if target.macs is None:
+            raise DoesNotApply(str(error)) from error
+        raise eugen.BudgetTooSmall(budget, repr(method.name), error.best) from error
+    return {site.name: plan.blocks.get(site.name, DenseConfig()) for site in blocks_of(dense, where)}
+
+
 def replace_blocks(
-    task: Task, dense: nn.Module, config: LayerConfig, seed: int, refine_steps: int, run: Run
+    task: Task,
+    dense: nn.Module,
+    config: LayerConfig | dict[str, LayerConfig],
+    seed: int,
+    refine_steps: int,
+    run: Run,
 ) -> eugen.Replacement:
     """The dense network with its blocks taken over by those of the configuration."""
-    name = unit_name(seed, config.budget or 1.0) + ("" if refine_steps else ", closed form")
+    budget = config.budget if isinstance(config, LayerConfig) else None
+    name = unit_name(seed, budget or 1.0) + ("" if refine_steps else ", closed form")
     return eugen.replace(
         dense,
         config,

@@ -24,7 +24,7 @@ def check(path: Path = PARAMS_FILE) -> Params:
         settings = task_settings(params, name)
         _check_finetune(name, settings)
         for method in params.methods.values():
-            for budget in method.budgets(settings.transfer.budgets):
+            for budget in [] if method.target else method.budgets(settings.transfer.budgets):
                 try:
                     method.config(budget)
                 except ValueError as error:

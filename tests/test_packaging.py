@@ -63,8 +63,10 @@ def imported_modules(folder):
 
 @pytest.mark.parametrize("folder", ["benchmarks", "eugen", "stages", "flows", "tests"])
 def test_everything_imported_is_a_declared_dependency(folder):
-    suite = [item for extra in ("vision", "text", "scene", "suite") for item in EXTRAS[extra]]
-    lazily = EXTRAS["vision"] + EXTRAS["text"] + [Requirement("jaxtyping"), Requirement("triton")]
+    suite = [item for extra in ("cli", "vision", "text", "scene", "suite") for item in EXTRAS[extra]]
+    lazily = (
+        EXTRAS["cli"] + EXTRAS["vision"] + EXTRAS["text"] + [Requirement("jaxtyping"), Requirement("triton")]
+    )
     # benchmarks.crash looks for what the processes that it killed have left.
     allowed = {
         "benchmarks": [*LIBRARY, Requirement("psutil")],

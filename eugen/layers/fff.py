@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eugen import parallel
 from eugen.config import BudgetTooSmall, LayerConfig
 from eugen.features import neuron_scores, strongest
 from eugen.ffn import DenseFFN, FFNLayer, TokenStream, copy_activation, new_linear
@@ -136,13 +137,13 @@ class FFF(ExpertFFN):
 
 
 class _TreeLoss(LocalLoss):
-    """The local error and the layer's own losses."""
+    """The local error and the layer's own losses; over several processes the balance is that of each part."""
 
     def __call__(self, layer: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         assert isinstance(layer, FFF)
         error = super().__call__(layer, rows)
         auxiliary = layer.auxiliary_loss()
-        return error if auxiliary is None else error + auxiliary
+        return error if auxiliary is None else error + self.share(rows) * auxiliary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +262,8 @@ class FFFConfig(LayerConfig, name="fff"):
         chosen = []
         for leaf in range(layer.experts):
             own = [chunk for chunk in _of_leaf(layer, data, leaf) if len(chunk[0])]
-            counted = any(weight is None or weight.sum() > 0 for _, _, weight in own)
+            weights = (len(x) if weight is None else float(weight.sum()) for x, _, weight in own)
+            counted = parallel.total_of(sum(weights))[0] > 0
             scores = neuron_scores(dense, own, output_weight) if counted else overall.clone()
             scores[master] = -torch.inf
             chosen.append(strongest(scores, layer.width))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eugen import parallel
 from eugen.config import LayerConfig
 from eugen.ffn import DenseFFN, TokenStream
 from eugen.layers.low_rank import LowRankConfig, LowRankFFN, set_factors
@@ -54,14 +55,16 @@ def second_moment(data: TokenStream, of: Callable[[Tensor], Tensor]) -> Float[Te
     """
     moment, total = None, 0.0
     for x, _, weight in data:
-        values = of(x).float()
-        weighted = values if weight is None else values * weight.float()[:, None]
+        values = of(x)
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        weighted = values if weight is None else values * weight.to(values.dtype)[:, None]
         chunk = (values.T @ weighted).double()
         moment = chunk if moment is None else moment + chunk
         total += len(x) if weight is None else float(weight.double().sum())
     if moment is None:
         raise ValueError("the calibration stream is empty: give at least one chunk of tokens")
-    return moment / total
+    moment, weights = parallel.total(moment, torch.tensor(total, dtype=torch.float64))
+    return moment / weights.to(moment.device)
 
 
 def moment_root(moment: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:

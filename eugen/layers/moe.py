@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from eugen import least_squares
+from eugen import least_squares, parallel
 from eugen.config import LayerConfig
 from eugen.ffn import DenseFFN, TokenStream, copy_activation, new_linear
 from eugen.parts.clusters import balanced_clusters
@@ -242,18 +242,20 @@ def strong_neurons(dense: DenseFFN, data: TokenStream, size: Tensor) -> Float[Te
         ValueError: no tokens of any weight, or activations that are not finite.
     """
     marked, count = [], max(1, dense.hidden_features // STRONG_SHARE)
-    found = 0
+    found = not_finite = 0
     for x, _, weight in data:
         strength = dense.features(x if weight is None else x[weight > 0]).float().abs() * size
-        if not torch.isfinite(strength).all():
-            raise ValueError("the block's activations hold NaN or infinity: check the calibration data")
+        not_finite += int((~torch.isfinite(strength)).sum())
         marker = torch.zeros_like(strength, dtype=torch.bool)
         marked.append(marker.scatter(1, strength.topk(count, dim=1).indices, True))
         found += len(strength)
-    if not found:
+    before, everywhere = parallel.place(found)
+    if parallel.total_of(not_finite)[0]:
+        raise ValueError("the block's activations hold NaN or infinity: check the calibration data")
+    if not everywhere:
         raise ValueError("the calibration stream is empty, or its token weights sum to 0")
-    markers = torch.cat(marked)
-    return markers[:: -(-found // MARKED_TOKENS)]
+    step = -(-everywhere // MARKED_TOKENS)
+    return parallel.gathered(torch.cat(marked)[-before % step :: step])
 
 
 def place_neurons(layer: MoE, dense: DenseFFN, neurons: Tensor, groups: Tensor, shared: Tensor) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eugen import parallel
 from eugen.config import LayerConfig
 from eugen.features import RANDOM_PROJECTIONS, draw_projection, input_rms, random_rows
 from eugen.ffn import DenseFFN, FFNLayer, TokenStream, linear_of_parts, new_linear
@@ -265,6 +266,7 @@ def preactivation_rms(dense: DenseFFN, data: TokenStream) -> float:
     for x, _, _ in data:
         z = (dense.up if dense.gate is None else dense.gate)(x)
         total, count = total + float(z.double().square().sum()), count + z.numel()
+    total, count = parallel.total_of(total, count)
     return math.sqrt(total / max(1, count)) or 1.0
 
 

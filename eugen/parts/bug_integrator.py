@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
+from eugen import parallel
 from eugen.parts.int8_linear import WeightOnlyInt8Linear
 from eugen.refine import PEAK_LEARNING_RATE, LocalLoss
 from eugen.shapes import Float
@@ -153,11 +154,12 @@ def integrate(
         rows, size = loss.draw(), PEAK_STEP * float(schedule.get_last_lr()[0]) / PEAK_LEARNING_RATE
         factors, maps = zip(*(matrix.tangent() for matrix in matrices), strict=True)
         gradients = torch.autograd.grad(loss(network(maps), rows), [f for pair in factors for f in pair])
+        gradients = parallel.total(*gradients)
         for index, matrix in enumerate(matrices):
             matrix.augment(*gradients[2 * index : 2 * index + 2])
         inner = [matrix.s for matrix in matrices]
         value = loss(network([matrix.galerkin() for matrix in matrices]), rows)
-        slopes = torch.autograd.grad(value, inner + vectors)
+        slopes = parallel.total(*torch.autograd.grad(value, inner + vectors))
         for matrix, slope in zip(matrices, slopes, strict=False):
             matrix.step(slope, size)
         for vector, slope in zip(vectors, slopes[len(inner) :], strict=True):

@@ -1,10 +1,12 @@
-"""Clusters of limited size: balanced k-means."""
+"""Clusters: balanced k-means of a few vectors, and k-means of a stream's inputs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from eugen import parallel
+from eugen.ffn import TokenStream
 from eugen.shapes import Float
 
 ROUNDS = 20
@@ -59,3 +61,38 @@ def balanced_assignment(scores: Float[Tensor, "n e"], capacity: int) -> Tensor:
             room[column] -= len(taken)
         scores[:, room == 0] = -torch.inf
     return assigned
+
+
+def token_clusters(
+    data: TokenStream, clusters: int, *, most: int, generator: torch.Generator
+) -> Float[Tensor, "e d"]:
+    """Centres of k-means (Lloyd, k-means++ start) on a stream's inputs, at most so many, evenly taken.
+
+    Raises:
+        ValueError: the stream is empty, holds NaN or infinity, or fewer tokens than clusters.
+    """
+    _, found = parallel.place(sum(len(x) for x, _, _ in data))
+    if not found:
+        raise ValueError("the calibration stream is empty: give at least one chunk of tokens")
+    vectors = parallel.gathered(torch.cat([x[:: -(-found // most)] for x, _, _ in data]))
+    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    if not torch.isfinite(vectors).all():
+        raise ValueError("the inputs hold NaN or infinity: check the calibration data")
+    if len(vectors) < clusters:
+        raise ValueError(f"{len(vectors)} tokens are too few for {clusters} clusters: give more calibration")
+    chosen = [int(torch.randint(len(vectors), (), generator=generator))]
+    nearest = torch.full((len(vectors),), torch.inf, device=vectors.device)
+    for _ in range(clusters - 1):
+        nearest = nearest.minimum((vectors - vectors[chosen[-1]]).square().sum(1))
+        chosen.append(int(torch.multinomial(nearest.cpu() + 1e-12, 1, generator=generator)))
+    centres = vectors[chosen]
+    for _ in range(ROUNDS):
+        member = torch.nn.functional.one_hot(nearest_centre(vectors, centres), clusters).to(vectors.dtype)
+        size = member.sum(0)[:, None]
+        centres = torch.where(size > 0, (member.T @ vectors) / size.clamp(min=1), centres)
+    return centres
+
+
+def nearest_centre(x: Float[Tensor, "t d"], centres: Float[Tensor, "e d"]) -> Tensor:
+    """The nearest centre of each vector, `[t]`."""
+    return (x.to(centres.dtype) @ centres.T - centres.square().sum(1) / 2).argmax(1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eugen import least_squares
+from eugen import least_squares, parallel
 from eugen.shapes import Float
 
 GroupedStream = Iterable[tuple[Tensor, Tensor, "Tensor | None", Tensor]]
@@ -57,5 +57,6 @@ def _means(stream: GroupedStream, groups: int) -> tuple[Tensor, Tensor, Tensor]:
         target_sum = target_sum + member @ target.double()
     if count.ndim == 0:
         raise ValueError("the calibration stream is empty: give at least one chunk of tokens")
+    count, features_sum, target_sum = parallel.total(count, features_sum, target_sum)
     least = count.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
     return count, features_sum / least, target_sum / least

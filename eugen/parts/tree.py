@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eugen import parallel
 from eugen.ffn import TokenStream
 from eugen.shapes import Float
 
@@ -116,6 +117,7 @@ def _principal_directions(
         member = F.one_hot(_members(x, above, level), nodes).double().T * _token_weight(x, weight)
         count, total = count + member.sum(1), total + member @ wide
         square = square + torch.stack([wide.T @ (wide * row[:, None]) for row in member])
+    count, total, square = parallel.total(count, total, square)
     if count.ndim == 0 or not count.sum() > 0:
         raise ValueError("the calibration stream is empty, or its token weights sum to 0 or NaN")
     if not torch.isfinite(square).all():
@@ -141,7 +143,7 @@ def _medians(
         members.append(member)
         places.append((x.double() * direction[member]).sum(1))
         weights.append(_token_weight(x, weight))
-    member, place, weight = torch.cat(members), torch.cat(places), torch.cat(weights)
+    member, place, weight = (parallel.gathered(torch.cat(parts)) for parts in (members, places, weights))
     medians = []
     for node in range(len(direction)):
         own = (member == node) & (weight > 0)

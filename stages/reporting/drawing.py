@@ -36,6 +36,8 @@ class Figure:
     svg: str
     part: str = "transfer"
     """The part of the task's section where it stands: `transfer` or `scratch`."""
+    wide: bool = False
+    """Panels side by side, over the whole width of the page."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def looks(methods: list[str], rows: list[str]) -> Looks:
 
 
 def encodings(
-    inputs: Inputs, drawn: list[str] | None = None, legend: bool = True
+    inputs: Inputs, drawn: list[str] | None = None, legend: bool = True, columns: int = 2
 ) -> tuple[alt.Color, alt.Shape]:
     """The same colour and shape for a method in every figure; dense is drawn in the text's colour."""
     others = [method for method in inputs.methods if method != DENSE]
@@ -94,7 +96,9 @@ def encodings(
         if not drawn or m in drawn
     ]
     methods, colours, shapes = (list(column) for column in zip(*looks, strict=True))
-    where = _LEGEND if legend else None
+    where = _LEGEND.copy() if legend else None
+    if where is not None:
+        where.columns, where.columnPadding = columns, 2 * _LEGEND.columnPadding if columns > 2 else 14
     return (
         alt.Color("method:N", scale=alt.Scale(domain=methods, range=colours), legend=where, title=None),
         alt.Shape("method:N", scale=alt.Scale(domain=methods, range=shapes), legend=where, title=None),
@@ -109,6 +113,7 @@ def finish(
     spoken: str,
     chart: alt.TopLevelMixin,
     part: str = "transfer",
+    wide: bool = False,
 ) -> Figure:
     """A chart in the house's fonts, as specification and SVG, named by what it shows."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join([stem, *key]))
@@ -138,13 +143,19 @@ def finish(
         json.dumps(spec, indent=1, sort_keys=True) + "\n",
         _draw(spec, name),
         part,
+        wide,
     )
 
 
 def _draw(spec: dict[str, Any], name: str) -> str:
-    """The SVG, with ids that stay unique when several stand in one page."""
+    """The SVG, with ids that stay unique when several stand in one page, and equal when drawn again."""
     svg = vl_convert.vegalite_to_svg(spec)
-    return re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    known: dict[str, int] = {}  # Vega numbers clip paths through the whole process
+    return re.sub(
+        r'(id="|url\(#|href="#)([^")]+)',
+        lambda found: f"{found[1]}{name}-{known.setdefault(found[2], len(known))}",
+        svg,
+    )
 
 
 def dashes(inputs: Inputs, drawn: list[str]) -> alt.StrokeDash:

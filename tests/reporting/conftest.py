@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages.reporting import drawing
 from stages.tracking.record import CellRecord, Failure, ScratchRecord, write_record
 
 from . import factory
@@ -61,3 +62,9 @@ class Run:
 def run(tmp_path: Path) -> Run:
     """An empty run with the parameters of both made-up tasks."""
     return Run(tmp_path)
+
+
+@pytest.fixture
+def no_svg(monkeypatch: pytest.MonkeyPatch):
+    """Specification and caption without the drawing, which takes the time."""
+    monkeypatch.setattr(drawing, "_draw", lambda spec, name: "<svg/>")

@@ -106,6 +106,17 @@ def seed_result(rng: random.Random, method: str, dense: float, budget: float, se
     )
 
 
+def tuned(record: CellRecord, budgets: tuple[float, ...]) -> CellRecord:
+    """The record fine-tuned at these budgets alone."""
+    seeds = [
+        s.model_copy(
+            update={"quality_finetuned": s.quality_transfer_only + 0.01 if s.budget in budgets else None}
+        )
+        for s in record.seeds
+    ]
+    return record.model_copy(update={"seeds": seeds})
+
+
 def cost(budget: float) -> Cost:
     """Exact cost of a made-up network half of which is feed-forward."""
     ffn = int(12_000_000 * budget)

@@ -124,12 +124,30 @@ def test_every_section_is_there_and_every_link_lands(page: Page):
 def test_figures_are_drawn_named_and_fit(page: Page):
     boxes = page.evaluate(
         """[...document.querySelectorAll('figure:not(.pictures)')].map(f => {
-            const svg = f.querySelector('svg').getBoundingClientRect();
-            return [svg.width, svg.right <= innerWidth, f.querySelector('[role=img]').ariaLabel.length > 20];
+            const svg = f.querySelector('svg').getBoundingClientRect(), frame = f.querySelector('[role=img]');
+            const fits = f.matches('.wide') ? frame.getBoundingClientRect().right <= innerWidth
+                : svg.right <= innerWidth;
+            return [svg.width, fits, frame.ariaLabel.length > 20];
         })"""
     )
-    assert len(boxes) == 11 + 7 + 7  # of two tasks; six settings and the speed; trained from scratch
+    assert len(boxes) == 10 + 9 + 7  # of two tasks; fronts, budgets, six settings, speed; from scratch
     assert all(width > 250 and fits and named for width, fits, named in boxes)
+
+
+def test_panels_side_by_side_fill_the_page_and_scroll_in_their_frame_on_a_phone(page: Page):
+    boxes = page.evaluate(
+        """[...document.querySelectorAll('figure.wide')].map(f => {
+            const frame = f.querySelector('.scroll');
+            const svg = frame.querySelector('svg').getBoundingClientRect();
+            const small = [...frame.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height);
+            return [f.clientWidth, svg.width, frame.scrollWidth > frame.clientWidth, Math.min(...small)];
+        })"""
+    )
+    assert len(boxes) == 3
+    for room, width, scrolls, text in boxes:
+        assert width >= 800 and width <= max(room, 820) + 1
+        assert scrolls == (room < 800)
+        assert text >= 9, "legible"
 
 
 def test_pictures_are_shown_side_by_side_at_one_size(page: Page):

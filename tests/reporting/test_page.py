@@ -152,8 +152,7 @@ def test_figures_are_sound_and_repeatable():
     first, second = figures(inputs), figures(inputs)
     assert [(f.name, f.spec, f.svg) for f in first] == [(f.name, f.spec, f.svg) for f in second]
     assert [f.name for f in first] == [
-        "embedding-quality-cpu-float32-batch1",
-        "embedding-quality-cpu-float32-batch32",
+        "embedding-fronts-cpu-float32",
         "embedding-speed-cpu-float32-batch1",
         "embedding-speed-cpu-float32-batch32",
         "embedding-fit-budget0.3",
@@ -162,12 +161,6 @@ def test_figures_are_sound_and_repeatable():
         assert ElementTree.fromstring(figure.svg).tag.endswith("svg")
         assert "$schema" in json.loads(figure.spec)
         assert figure.alt
-
-
-def test_dense_is_drawn_without_a_dense_cell():
-    inputs = Inputs(factory.params(), [factory.cell("embedding", "prune")])
-    quality = figures(inputs)[0]
-    assert "dense at budget 1 untouched 1.000 at 1.00×" in quality.alt
 
 
 def test_ids_are_unique_in_the_page():

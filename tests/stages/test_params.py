@@ -128,6 +128,13 @@ FAULTS: list[tuple[str, Any, str]] = [
         {"layer": "dense", "training": {"rule": "forward_projection", "passes": 0}},
         "methods.new.training: passes=0 must be",
     ),
+    (
+        "methods.new",
+        {"layer": "auto", "target": "energy"},
+        "new.target = 'energy': must be one of macs",
+    ),
+    ("methods.new", {"layer": "auto", "order": 2}, "methods.new.order = 2: unknown key"),
+    ("scratch.rows.new", {"layer": "auto"}, "row 'new' chooses a layer for each block of a trained network"),
     (f"{V}.finetune.steps", "many", f"{V}.finetune.steps = 'many': .*valid integer"),
     (f"{V}.transfer.budgets", [0.3, 0.0], f"{V}.transfer.budgets.1 = 0.0: .*greater than 0"),
     (f"{V}.transfer.budgets", [1.5], f"{V}.transfer.budgets.0 = 1.5: .*less than or equal to 1"),

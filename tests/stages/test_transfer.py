@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import eugen
 from stages import baseline, finetune, prepare, profile, transfer
 from stages.tracking.record import CellRecord, NotApplicable
 
@@ -19,6 +20,7 @@ METHODS = {
     "eugen": {"layer": "eugen"},
     "teacher": {"layer": "eugen", "projection": "teacher", "sharing": "powers", "direct_linear": True},
     "whole": {"layer": "eugen", "merge": False},
+    "auto": {"layer": "auto"},
 }
 
 
@@ -65,6 +67,18 @@ def test_a_budget_that_buys_nothing_is_left_out_with_its_reason(folder):
     # m of two orders: 0.3 d^2 over (3 + 2) d
     assert {tuple(seed.num_features) for seed in record.seeds} == {(2 * int(0.3 * 64**2 / (5 * 64)),) * 6}
     assert all(seed.quality_finetuned is not None for seed in record.seeds)
+
+
+def test_a_choice_for_each_block_is_recorded_and_restored(folder):
+    """What fine-tuning and profiling load is the plan that transfer wrote, block by block."""
+    record = CellRecord.model_validate(cell(folder, "auto"))
+    made = json.loads((folder / "artifacts/transfer/kernel/auto/record.json").read_text())
+    plans = [unit["plan"] for unit in made["units"] if unit["budget"] == 0.3]
+    assert len(plans) == 2 and all(len(plan) == 6 for plan in plans)
+    assert {layer["layer"] for plan in plans for layer in plan.values()} <= set(eugen.layers())
+    (cost,) = [cost for cost in record.costs if cost.budget == 0.3]
+    assert cost.ffn_macs <= 0.3 * cost.ffn_macs_dense
+    assert record.params["method"] == {"layer": "auto", "target": "macs"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,252 @@
+"""What each option of each block costs the network's output.
+
+A block's error is measured locally at every size where one Gram matrix serves them all, at three sizes where
+a method has to be fitted; the output's change is measured by putting a layer alone into the dense network, at
+three sizes of the former and one of the latter, and interpolated from the local error.
+
+Layers that will be refined are judged as refined ones: on one block each method's layer of about the middle
+size is refined, and the share of its error that remains counts at all sizes in all blocks. Without this the
+choice would go by closed forms, whose order is another one: a linear path beside pruned neurons is worth .02
+of R² before refinement and nothing after it.
+
+Passes of the network: one over the fitted batches, one over the held-out ones, and for each layer put in,
+11 or 12 for a block, one over `JUDGING_TOKENS` of their tokens (`Sensitivity.passes` counts batches).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eugen.config import LayerConfig
+from eugen.ffn import FFNLayer
+from eugen.least_squares import fit_quality
+from eugen.search.calibration import Call, Chunk, Inputs, divided, observe
+from eugen.search.candidates import Sized, candidates_for, kept, sizes
+from eugen.search.nested import NestedFits, nests
+from eugen.search.propagation import LEAST, EffectMap, OutputChange, interpolate
+from eugen.sites import FFNSite
+from eugen.surgery import block_generator
+from eugen.transfer import output_weight
+
+FITTED_BUDGETS = (0.1, 0.3, 0.6)
+"""Near these the output's change is measured; methods without nested sizes are fitted there only."""
+MEASURED_BUDGET = (0.3,)
+"""Near this one the output's change is measured of a method without nested sizes."""
+FITTED_TOKENS = 24576
+"""At most so many tokens for a method that is fitted size by size."""
+REFINED_STEPS = 200
+"""At most so many steps of refinement show what it is worth to a method."""
+JUDGING_TOKENS = 2048
+"""The output's change is measured on the fewest held-out batches that have so many tokens."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One choice for a block.
+
+    Attributes:
+        local_error: 1 − R² on held-out tokens, in the metric of the norm that follows.
+        output_effect: relative squared change of the network's output if only this block is replaced.
+        measured: whether the effect was measured; else it follows from the local error.
+    """
+
+    sized: Sized
+    local_error: float
+    output_effect: float
+    measured: bool
+
+
+@dataclass
+class _Seen:
+    """Measured so far for one size: its local error, and the effect if the network was run."""
+
+    sized: Sized
+    local_error: float
+    effect: float | None = None
+
+
+class Sensitivity:
+    """Everything that is measured on the dense network once.
+
+    Args:
+        given: candidates, or None for the default ones.
+        refine_steps: of the transfer that the choice is for.
+
+    Raises:
+        ValueError: what `divided`, `observe` and `OutputChange` refuse.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: list[FFNSite],
+        calibration: Sequence[Any],
+        call: Call,
+        *,
+        given: Sequence[LayerConfig] | None,
+        refine_steps: int = 0,
+        seed: int,
+    ) -> None:
+        self.model, self.given, self.seed = model, given, seed
+        self.refine_steps = min(refine_steps, REFINED_STEPS)
+        self.remaining: dict[str, float] = {}
+        """What refinement leaves of each candidate's error, by its name; 1 where it was not tried."""
+        fitted, held_out = divided(calibration)
+        self.fitted = observe(model, sites, fitted, call)
+        self.held_out = observe(model, sites, held_out, call)
+        tokens = max(inputs.tokens for inputs in self.held_out.values())
+        self.change = OutputChange(model, _evenly(held_out, JUDGING_TOKENS / tokens), call)
+        judging = len(held_out) + len(self.change.batches)
+        self.passes = {"fitted batches": len(fitted), "held-out batches": judging}
+
+    @property
+    def token_weights(self) -> dict[str, float]:
+        """Tokens that each block sees, relative to the one that sees most."""
+        tokens = {name: inputs.tokens for name, inputs in self.fitted.items()}
+        return {name: count / max(tokens.values()) for name, count in tokens.items()}
+
+    def refine(self, site: FFNSite) -> None:
+        """Measure on this block what refinement leaves of each method's error."""
+        if not self.refine_steps:
+            return
+        found = sizes(site.dense, candidates_for(site.dense, self.given))
+        gamma, held_out = output_weight(site, self.model), self.held_out[site.name].stream()
+        work = _Block(site, gamma, held_out, self)
+        self.remaining = {name: work.remaining(own) for name, own in found.items()}
+
+    def options(self, site: FFNSite) -> list[Option]:
+        """What may take this block's place: all sizes of all candidates, and the block itself last."""
+        found = sizes(site.dense, candidates_for(site.dense, self.given))
+        whole = Option(kept(site.dense), 0.0, 0.0, measured=True)
+        if not found:
+            return [whole]
+        gamma, held_out = output_weight(site, self.model), self.held_out[site.name].stream()
+        work = _Block(site, gamma, held_out, self)
+        seen = {name: work.measure(own) for name, own in found.items()}
+        points = {
+            name: [(each.local_error, each.effect) for each in own if each.effect is not None]
+            for name, own in seen.items()
+        }
+        effect_of = EffectMap(points)
+        return [
+            option
+            for name, own in seen.items()
+            for option in _options(name, own, effect_of, self.remaining.get(name, 1.0))
+        ] + [whole]
+
+
+class _Block:
+    """The work on one block."""
+
+    def __init__(
+        self, site: FFNSite, gamma: Tensor | None, held_out: list[Chunk], whole: Sensitivity
+    ) -> None:
+        self.site, self.gamma, self.held_out, self.whole = site, gamma, held_out, whole
+        self.inputs: Inputs = whole.fitted[site.name]
+        self.change = whole.change.alone(site)
+        self._nested: NestedFits | None = None
+        self._thinned: list[Chunk] | None = None
+
+    def measure(self, own: list[Sized]) -> list[_Seen]:
+        """One method at its sizes: fitted where it is cheap, the network run at a few of them."""
+        fitted, measured = _nearest(own, FITTED_BUDGETS), _nearest(own, MEASURED_BUDGET)
+        seen: list[_Seen | None] = [None] * len(own)
+        for index, each in enumerate(own):
+            nested = nests(each.config)
+            if index not in fitted and not nested:
+                continue
+            layer = self._fit(each.config)
+            error = self._local_error(layer)
+            if not math.isfinite(error):
+                continue
+            seen[index] = _Seen(each, error)
+            if index in (fitted if nested else measured):
+                effect = self.change(layer)
+                self.whole.passes["held-out batches"] += len(self.whole.change.batches)
+                seen[index] = _Seen(each, error, effect if math.isfinite(effect) else None)
+        return _interpolated(own, seen)
+
+    def _fit(self, config: LayerConfig) -> FFNLayer:
+        if nests(config):
+            if self._nested is None:
+                self._nested = NestedFits(self.site.dense, self.inputs.stream(), self.gamma)
+            return self._nested.fit(config)
+        data = self._thin()
+        generator = block_generator(self.whole.seed, self.site)
+        with torch.no_grad():
+            return config.fit(self.site.dense, data, generator=generator, output_weight=self.gamma)
+
+    def remaining(self, own: list[Sized]) -> float:
+        """The share of a method's error at about the middle size that refinement leaves."""
+        (middle,) = _nearest(own, MEASURED_BUDGET)
+        config = own[middle].config
+        layer = self._fit(config)
+        before = self._local_error(layer)
+        if not (math.isfinite(before) and before > 0 and any(p.requires_grad for p in layer.parameters())):
+            return 1.0
+        refined = config.refine(
+            layer,
+            self.site.dense,
+            self._thin(),
+            steps=self.whole.refine_steps,
+            generator=block_generator(self.whole.seed, self.site),
+            output_weight=self.gamma,
+        )
+        after = self._local_error(refined)
+        return min(1.0, after / before) if math.isfinite(after) else 1.0
+
+    def _thin(self) -> list[Chunk]:
+        if self._thinned is None:
+            self._thinned = self.inputs.stream(FITTED_TOKENS)
+        return self._thinned
+
+    def _local_error(self, layer: FFNLayer) -> float:
+        """1 − R²; 0 for a block whose outputs do not vary, which any layer with a bias gives."""
+        layer.eval()
+        r2 = fit_quality(layer, self.held_out, self.gamma)
+        return 0.0 if math.isnan(r2) else max(0.0, 1 - r2)
+
+
+def _evenly(batches: list[Any], share: float) -> list[Any]:
+    """At least one batch and this share of them, taken at equal distances: they may be sorted by length."""
+    count = min(len(batches), max(1, math.ceil(share * len(batches))))
+    return [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
+
+
+def _nearest(own: list[Sized], budgets: Sequence[float]) -> set[int]:
+    """The sizes closest to these budgets in ratio."""
+    return {min(range(len(own)), key=lambda i: abs(math.log(own[i].budget / b))) for b in budgets}
+
+
+def _interpolated(own: list[Sized], seen: list[_Seen | None]) -> list[_Seen]:
+    """Sizes between those that were fitted, log error over log size; an error never rises with the size."""
+    known = [each for each in seen if each is not None]
+    if not known:
+        return []
+    places = [math.log(each.sized.macs) for each in known]
+    errors = [math.log(max(each.local_error, LEAST)) for each in known]
+    falling = [min(errors[: i + 1]) for i in range(len(errors))]
+    found = []
+    for sized, each in zip(own, seen, strict=True):
+        place = math.log(sized.macs)
+        if each is not None:
+            found.append(each)
+        elif places[0] < place < places[-1]:
+            found.append(_Seen(sized, math.exp(interpolate(place, places, falling))))
+    return found
+
+
+def _options(name: str, own: list[_Seen], effect_of: EffectMap, remaining: float) -> list[Option]:
+    """Effects of all sizes, of which refinement leaves a share; a larger size never counts as the worse."""
+    found, least = [], math.inf
+    for each in own:
+        measured = each.effect is not None
+        least = min(least, each.effect if each.effect is not None else effect_of(name, each.local_error))
+        found.append(Option(each.sized, remaining * each.local_error, remaining * least, measured))
+    return found

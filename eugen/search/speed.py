@@ -1,0 +1,149 @@
+"""The choice for a speed-up: the cost model is what blocks take alone, corrected by measured plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from eugen.layers.dense import DenseConfig
+from eugen.search.calibration import Call
+from eugen.search.choice import cheapest, choose_options
+from eugen.search.latency import Latencies, Measure, measure_blocks, measure_plan
+from eugen.search.sensitivity import Option
+from eugen.search.target import Target, Unreachable
+from eugen.sites import FFNSite
+
+CORRECTIONS = 3
+"""Times that the cost model is corrected by a measured plan and solved again."""
+SHORT = 0.99
+"""A measured speed-up counts as reached from this share of it on: a clock is no more exact."""
+FAR = 1.02
+"""A plan this much faster than asked for gives away quality: it is corrected, too."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A plan that is fast enough when it is measured.
+
+    Attributes:
+        chosen: each block's option.
+        predicted: its speed-up by the cost model; None without one.
+        figures: `measured`, its speed-up and every plan tried; `latency_ms` of the dense model and blocks.
+    """
+
+    chosen: list[int]
+    predicted: float | None
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A plan that was built and timed."""
+
+    chosen: list[int]
+    effect: float
+    predicted: float
+    measured: float
+    factor: float
+
+
+def for_speedup(
+    target: Target,
+    model: nn.Module,
+    sites: list[FFNSite],
+    options: dict[str, list[Option]],
+    example: Any,
+    call: Call,
+    measure: Measure,
+    progress: Callable[[str], None] | None,
+) -> Reached:
+    """The plan of least effect that is measured to be fast enough.
+
+    Raises:
+        Unreachable: even the fastest plan is slower when it is measured.
+    """
+    asked = target.value
+    configs = {s.name: [_config(o) for o in options[s.name]] for s in sites}
+    times = measure_blocks(model, sites, configs, example, call, measure)
+    search = _Search(sites, options, times, lambda plan: measure_plan(model, plan, example, call, measure))
+    tried = search.corrected(asked, progress)
+    if all(each.measured < SHORT * asked for each in tried):
+        fastest = search.fastest()
+        if all(each.chosen != fastest for each in tried):
+            tried.append(search.try_plan(fastest, tried[-1].factor))
+        if tried[-1].measured < SHORT * asked:
+            best = max(each.measured for each in tried)
+            raise Unreachable(target, best, "measured; the rest of the model takes the remaining time")
+    best = min((t for t in tried if t.measured >= SHORT * asked), key=lambda t: (t.effect, -t.measured))
+    return Reached(best.chosen, best.predicted, _figures(best, tried, times))
+
+
+class _Search:
+    """Plans for a speed-up, solved and timed."""
+
+    def __init__(
+        self,
+        sites: list[FFNSite],
+        options: dict[str, list[Option]],
+        times: Latencies,
+        measure: Callable[[dict], float],
+    ) -> None:
+        self.sites, self.options, self.times, self.measure = sites, options, times, measure
+        self.costs = [list(times.options[site.name]) for site in sites]
+        self.errors = [[o.output_effect for o in options[site.name]] for site in sites]
+
+    def corrected(self, asked: float, progress: Callable[[str], None] | None) -> list[_Tried]:
+        """Plans, each solved for what the one before it was measured to save, until one is close."""
+        tried: list[_Tried] = []
+        factor = 1.0
+        for _ in range(1 + CORRECTIONS):
+            plan = self.solve(asked, factor) or self.fastest()
+            if any(plan == before.chosen for before in tried):
+                break
+            tried.append(self.try_plan(plan, factor))
+            last = tried[-1]
+            if progress is not None:
+                progress(f"a plan for {last.predicted:.3f}x is measured at {last.measured:.3f}x")
+            if SHORT * asked <= last.measured <= FAR * asked or last.factor <= 0:
+                break
+            factor = last.factor
+        return tried
+
+    def solve(self, speedup: float, factor: float) -> list[int] | None:
+        return choose_options(self.costs, self.errors, self.times.allowed(speedup, factor))
+
+    def fastest(self) -> list[int]:
+        return [cheapest(c, e) for c, e in zip(self.costs, self.errors, strict=True)]
+
+    def try_plan(self, chosen: list[int], factor: float) -> _Tried:
+        """Time a plan, and what share of the saving that the blocks promise the model has."""
+        own = [self.options[site.name][i] for site, i in zip(self.sites, chosen, strict=True)]
+        configs = {s.name: o.sized.config for s, o in zip(self.sites, own, strict=True)}
+        plan = {name: c for name, c in configs.items() if not isinstance(c, DenseConfig)}
+        taken = sum(row[i] for row, i in zip(self.costs, chosen, strict=True))
+        measured, promised = self.measure(plan), self.times.saved(taken)
+        saved = self.times.model * (1 - 1 / measured)
+        return _Tried(
+            chosen=chosen,
+            effect=sum(o.output_effect for o in own),
+            predicted=self.times.speedup(taken, factor),
+            measured=measured,
+            factor=saved / promised if promised > 0 else 0.0,
+        )
+
+
+def _config(option: Option) -> Any:
+    """None for the block itself, which is timed as it is."""
+    config = option.sized.config
+    return None if isinstance(config, DenseConfig) else config
+
+
+def _figures(best: _Tried, tried: list[_Tried], times: Latencies) -> dict[str, Any]:
+    plans = [{"predicted": t.predicted, "measured": t.measured, "output_error": t.effect} for t in tried]
+    return {
+        "measured": {"speedup": best.measured, "tried": plans},
+        "latency_ms": {"model": times.model, "blocks": dict(times.blocks)},
+    }

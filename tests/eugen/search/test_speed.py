@@ -1,0 +1,84 @@
+"""Targets of latency, with a clock that counts multiply-accumulates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from eugen import LinearConfig, PruneConfig
+from eugen.search import Target, Unreachable, choose
+from eugen.search.latency import Latencies, Run, block_inputs, interleaved
+from eugen.sites import find_ffns
+from tests.eugen.models import bert, call_bert, chain, sentences, vectors
+from tests.eugen.search.networks import CountingClock, parallel
+
+FEW = [PruneConfig(), LinearConfig()]
+
+
+def search(model: nn.Module, speedup: float, clock: CountingClock, **options):
+    return choose(model, vectors(8), target=Target(speedup=speedup), candidates=FEW, measure=clock, **options)
+
+
+def test_a_true_cost_model_is_solved_once():
+    plan = search(parallel(1.0, 5.0, 1.0), 1.3, CountingClock())
+    measured, predicted = plan.figures["measured"], plan.figures["predicted"]
+    assert len(measured["tried"]) == 1
+    assert measured["speedup"] == pytest.approx(predicted["speedup"])
+    assert 1.3 <= measured["speedup"] < 1.36
+    shares = [block["macs_ratio"] for block in plan.figures["blocks"].values()]
+    assert shares[1] > max(shares[0], shares[2])
+    assert plan.figures["target"] == {"speedup": 1.3}
+
+
+@pytest.mark.parametrize("share", [0.6, 0.8, 1.5])
+def test_a_false_cost_model_is_corrected(share):
+    clock = CountingClock(share=share)
+    plan = search(parallel(1.0, 5.0, 1.0), 1.25, clock)
+    measured = plan.figures["measured"]
+    first, last = measured["tried"][0], measured["tried"][-1]
+    assert 1.25 * 0.99 <= measured["speedup"] < 1.32
+    assert 2 <= len(measured["tried"]) <= 4
+    # Too slow at first, the correction costs quality; too fast, it gives some back.
+    assert (last["output_error"] > first["output_error"]) == (share < 1)
+    assert abs(last["measured"] - last["predicted"]) < abs(first["measured"] - first["predicted"])
+
+
+def test_out_of_reach_is_said_with_the_fastest_measured():
+    model = parallel(1.0, 1.0)
+    with pytest.raises(Unreachable, match="speedup=5 is out of reach") as found:
+        search(model, 5, CountingClock(share=0.5))
+    macs = 2 * 2 * 12 * 48
+    assert found.value.best == pytest.approx((4000 + 0.5 * macs) / (4000 + 0.5 * macs * 2 / 48))
+
+
+def test_equal_blocks_are_timed_once_and_on_the_example():
+    clock, example = CountingClock(), torch.ones(7, 12)
+    plan = search(parallel(1.0, 2.0, 3.0), 1.2, clock, example=example)
+    first, *others = clock.seen
+    options = len(next(iter(plan.figures["blocks"].values()))["alternatives"])
+    assert len(first) == 1 + options  # the model, and the options of one block, itself among them
+    assert all(torch.equal(run.batch, example) for run in first)
+    assert all(len(runs) == 2 for runs in others)
+
+
+def test_inputs_of_blocks_have_their_real_shape():
+    model, batch = bert().eval(), sentences(1)[0]
+    inputs = block_inputs(model, find_ffns(model), batch, call_bert)
+    assert {tuple(x.shape) for x in inputs.values()} == {(8, 9, 32)}
+    with pytest.raises(ValueError, match="did not run"):
+        block_inputs(model, find_ffns(model), batch, lambda m, b: m.embeddings(b))
+
+
+def test_the_latency_of_a_plan_and_back():
+    times = Latencies(model=10.0, blocks={"a": 3.0, "b": 4.0}, options={})
+    for factor in (0.7, 1.0, 1.2):
+        assert times.speedup(times.allowed(1.5, factor), factor) == pytest.approx(1.5)
+    assert times.speedup(2.0) == pytest.approx(2.0)
+    assert times.speedup(0.0, 2.0) == float("inf")
+
+
+def test_the_real_clock_times_every_call():
+    runs = [Run(chain(12, h).eval(), lambda m, x: m(x), torch.ones(3, 12)) for h in (16, 32, 48)]
+    times = interleaved(runs)
+    assert len(times) == 3 and min(times) > 0
