@@ -205,15 +205,6 @@ def test_a_block_that_transformers_keeps_partly_in_float32():
         replace(model, LinearConfig())
 
 
-def test_packed_gates_are_not_copied():
-    model = ARCHITECTURES["phi3"].build()
-    for site in find_ffns(model):
-        packed, down = (model.get_submodule(f"{site.name}.{n}").weight for n in ("gate_up_proj", "down_proj"))
-        assert site.dense.gate.weight.data_ptr() == packed.data_ptr()
-        assert site.dense.up.weight.data_ptr() == packed[48:].data_ptr()
-        assert site.dense.down.weight is down
-
-
 def test_a_block_of_two_dtypes():
     model = chain()
     model[2].double()

@@ -11,6 +11,7 @@ from torch import nn
 
 import eugen
 from eugen import DenseFFN, FFNParts, find_ffns, register_site
+from tests.eugen.architectures import ARCHITECTURES
 from tests.eugen.blocks import tokens
 from tests.eugen.models import Residual, bert, chain, residual_parts, residuals, vit
 from tests.tolerances import assert_close
@@ -206,3 +207,12 @@ def test_what_mixes_neurons_is_no_activation(act):
     width = 8 if isinstance(act, nn.GLU) else 16
     model = nn.Sequential(nn.Linear(8, 16), act, nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, 4))
     assert [site.name for site in find_ffns(model)] == ["2"]
+
+
+def test_packed_gates_are_not_copied():
+    model = ARCHITECTURES["phi3"].build()
+    for site in find_ffns(model):
+        packed, down = (model.get_submodule(f"{site.name}.{n}").weight for n in ("gate_up_proj", "down_proj"))
+        assert site.dense.gate.weight.data_ptr() == packed.data_ptr()
+        assert site.dense.up.weight.data_ptr() == packed[48:].data_ptr()
+        assert site.dense.down.weight is down
