@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -145,6 +145,13 @@ def input_rms(data: TokenStream) -> float:
     return math.sqrt(total / tokens)
 
 
+def in_pieces(data: TokenStream) -> Iterator[tuple[Float[Tensor, "t d_in"], Float[Tensor, " t"]]]:
+    """A stream's inputs and their weights, float64, so few at a time that their neurons fit into memory."""
+    for x, _, weight in data:
+        tokens = x.new_ones(len(x)) if weight is None else weight
+        yield from zip(x.split(ROWS_AT_ONCE), tokens.double().split(ROWS_AT_ONCE), strict=True)
+
+
 @torch.no_grad()
 def neuron_scores(
     dense: DenseFFN,
@@ -160,14 +167,12 @@ def neuron_scores(
     """
     total = torch.zeros(dense.hidden_features, dtype=torch.float64, device=dense.up.weight.device)
     count, square = total.new_zeros(()), torch.zeros_like(total)
-    for x, _, weight in data:
-        tokens = x.new_ones(len(x)) if weight is None else weight
-        for rows, token in zip(x.split(ROWS_AT_ONCE), tokens.double().split(ROWS_AT_ONCE), strict=True):
-            hidden = dense.features(rows) if beside is None else dense.features(rows) - beside(rows)
-            hidden = hidden.double()
-            count += token.sum()
-            total += token @ hidden
-            square += token @ hidden.square_()
+    for rows, token in in_pieces(data):
+        hidden = dense.features(rows) if beside is None else dense.features(rows) - beside(rows)
+        hidden = hidden.double()
+        count += token.sum()
+        total += token @ hidden
+        square += token @ hidden.square_()
     count, total, square = parallel.total(count, total, square)
     if not count:
         raise ValueError("the calibration stream is empty: give at least one chunk of tokens")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from eugen.capture import evaluating
+from eugen.capture import evaluating, listening
 from eugen.compression.budgets import built
 from eugen.compression.levels import Level
 from eugen.config import LayerConfig
@@ -73,20 +73,10 @@ def tokens_through(
     """How many tokens pass each block in one call, by the block's name."""
     seen = dict.fromkeys((site.name for site in sites), 0)
 
-    def count(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            seen[name] += args[0][..., 0].numel()
+    def count(site: FFNSite, what: str, value: Tensor) -> None:
+        if what == "input":
+            seen[site.name] += len(value)
 
-        return hook
-
-    handles = [model.get_submodule(site.name).register_forward_pre_hook(count(site.name)) for site in sites]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)  # it runs past the modules
-        with torch.no_grad(), evaluating(model):
-            call(model, batch)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), evaluating(model), listening(model, sites, count):
+        call(model, batch)
     return seen

@@ -11,7 +11,6 @@ lost more than the experts had won.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from eugen import parallel
 from eugen.config import ALIGNED, LayerConfig
-from eugen.features import strongest
+from eugen.features import in_pieces, strongest
 from eugen.ffn import DenseFFN, TokenStream, copy_activation, new_linear
 from eugen.layers.moe import contribution_sizes
 from eugen.parts.clusters import nearest_centre, token_clusters
@@ -30,7 +29,6 @@ EXTRA = 0.2
 """What experts may add to the weights beyond what a token pays for, as a share of the dense block's."""
 CLUSTERED_TOKENS = 32768
 """So many tokens decide the centres."""
-CHUNK_TOKENS = 8192
 
 
 class EUGenExperts(ExpertFFN):
@@ -100,17 +98,28 @@ class EUGenExpertsConfig(LayerConfig, name="eugen_experts"):
             raise ValueError(f"parameters={self.parameters} must be in (0, 2]: a share of the dense block's")
         if (self.shared is None) != (self.width is None):
             raise ValueError(f"shared={self.shared} and width={self.width}: give both or neither")
-        if self.shared is not None and self.width is not None and not (self.shared >= 0 and self.width >= 1):
+        if self._given is not None and not (self._given[0] >= 0 and self._given[1] >= 1):
             raise ValueError(f"shared={self.shared} must be at least 0 and width={self.width} at least 1")
+
+    @property
+    def _given(self) -> tuple[int, int] | None:
+        """Shared features and an expert's, where they are named."""
+        return None if self.shared is None or self.width is None else (self.shared, self.width)
 
     def sizes_for(self, dense: DenseFFN) -> tuple[int, int]:
         """Shared features and features of one expert."""
         self.require_down(dense)
         routing = self.experts * dense.in_features
-        given = None if self.shared is None or self.width is None else self.shared + self.width
-        paid = self.size_for(dense, dense.macs_per_neuron, routing, unit="features", given=given)
-        if self.shared is not None and self.width is not None:
-            return self.shared, self.width
+        sizes = self._given
+        paid = self.size_for(
+            dense,
+            dense.macs_per_neuron,
+            routing,
+            unit="features",
+            given=None if sizes is None else sum(sizes),
+        )
+        if sizes is not None:
+            return sizes
         share = self.parameters
         if share is None:
             share = paid / dense.hidden_features + EXTRA
@@ -175,10 +184,9 @@ def feature_scores(
     count = torch.zeros(experts, 1, **wide)
     total = torch.zeros(experts, dense.hidden_features, **wide)
     square = torch.zeros_like(total)
-    for x, weight in _pieces(data):
+    for x, weight in in_pieces(data):
         hidden = dense.features(x).double()
-        member = nn.functional.one_hot(nearest_centre(x, centres), experts).double()
-        member = member if weight is None else member * weight.double()[:, None]
+        member = nn.functional.one_hot(nearest_centre(x, centres), experts) * weight[:, None]
         count += member.sum(0)[:, None]
         total += member.T @ hidden
         square += member.T @ hidden.square()
@@ -188,11 +196,3 @@ def feature_scores(
     held = count.clamp(min=1e-30)
     own = (square / held - (total / held).square()).clamp(min=0)
     return overall * importance, own * importance
-
-
-def _pieces(data: TokenStream) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Inputs and token weights in pieces whose hidden features fit into the memory."""
-    for x, _, weight in data:
-        for start in range(0, len(x), CHUNK_TOKENS):
-            end = start + CHUNK_TOKENS
-            yield x[start:end], None if weight is None else weight[start:end]

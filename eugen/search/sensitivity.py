@@ -97,6 +97,7 @@ class Sensitivity:
         self.refine_steps = min(refine_steps, REFINED_STEPS)
         self.remaining: dict[str, float] = {}
         """What refinement leaves of each candidate's error, by its name; 1 where it was not tried."""
+        self._prepared: dict[str, _Block] = {}
         fitted, held_out = divided(calibration)
         self.fitted = observe(model, sites, fitted, call)
         self.held_out = observe(model, sites, held_out, call)
@@ -116,9 +117,11 @@ class Sensitivity:
         if not self.refine_steps:
             return
         found = sizes(site.dense, candidates_for(site.dense, self.given))
-        gamma, held_out = output_weight(site, self.model), self.held_out[site.name].stream()
-        work = _Block(site, gamma, held_out, self)
+        work = self._prepared[site.name] = self._block(site)
         self.remaining = {name: work.remaining(own) for name, own in found.items()}
+
+    def _block(self, site: FFNSite) -> _Block:
+        return _Block(site, output_weight(site, self.model), self.held_out[site.name].stream(), self)
 
     def options(self, site: FFNSite) -> list[Option]:
         """What may take this block's place: all sizes of all candidates, and the block itself last."""
@@ -126,8 +129,7 @@ class Sensitivity:
         whole = Option(kept(site.dense), 0.0, 0.0, measured=True)
         if not found:
             return [whole]
-        gamma, held_out = output_weight(site, self.model), self.held_out[site.name].stream()
-        work = _Block(site, gamma, held_out, self)
+        work = self._prepared.pop(site.name, None) or self._block(site)
         seen = {name: work.measure(own) for name, own in found.items()}
         points = {
             name: [(each.local_error, each.effect) for each in own if each.effect is not None]
