@@ -177,12 +177,15 @@ def neuron_scores(
     if not count:
         raise ValueError("the calibration stream is empty: give at least one chunk of tokens")
     variance = square / count - (total / count).square()
-    if dense.down is None:
-        return variance
-    columns = dense.down.weight.double().square()
+    return variance if dense.down is None else variance * output_sizes(dense.down, output_weight).square()
+
+
+def output_sizes(down: nn.Linear, output_weight: Float[Tensor, " d_out"] | None) -> Float[Tensor, " h"]:
+    """`‖γ∘W2[:, j]‖`, float64: what one unit of each neuron changes in the output."""
+    columns = down.weight.double().square()
     if output_weight is not None:
         columns = columns * output_weight.double()[:, None]
-    return variance * columns.sum(0)
+    return columns.sum(0).sqrt()
 
 
 def strongest(scores: Float[Tensor, " h"], count: int) -> Tensor:

@@ -29,7 +29,7 @@ LEVELS = {
     level.name: level
     for level in (
         Level("fast", tokens_per_feature=25, refine_steps=250),
-        Level("standard", tokens_per_feature=100, refine_steps=600),
+        Level("standard", tokens_per_feature=75, refine_steps=400),
         Level("best", tokens_per_feature=200, refine_steps=2500, distill_steps=300),
     )
 }

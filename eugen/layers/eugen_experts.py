@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from eugen import parallel
 from eugen.config import ALIGNED, LayerConfig
-from eugen.features import in_pieces, strongest
+from eugen.features import in_pieces, output_sizes, strongest
 from eugen.ffn import DenseFFN, TokenStream, copy_activation, new_linear
-from eugen.layers.moe import contribution_sizes
 from eugen.parts.clusters import nearest_centre, token_clusters
 from eugen.parts.experts import ExpertFFN, copy_rows
 from eugen.shapes import Float
@@ -179,7 +178,8 @@ def feature_scores(
     dense: DenseFFN, data: TokenStream, centres: Float[Tensor, "e d_in"], output_weight: Tensor | None = None
 ) -> tuple[Float[Tensor, " h"], Float[Tensor, "e h"]]:
     """`var(h_j)·‖γ∘W2[:, j]‖²` over all tokens, and over those of each centre."""
-    experts, importance = len(centres), contribution_sizes(dense, output_weight).double().square()
+    assert dense.down is not None
+    experts, importance = len(centres), output_sizes(dense.down, output_weight).square()
     wide = {"dtype": torch.float64, "device": centres.device}
     count = torch.zeros(experts, 1, **wide)
     total = torch.zeros(experts, dense.hidden_features, **wide)

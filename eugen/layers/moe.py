@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from eugen import least_squares, parallel
 from eugen.config import LayerConfig
+from eugen.features import output_sizes
 from eugen.ffn import DenseFFN, TokenStream, copy_activation, new_linear
 from eugen.parts.clusters import balanced_clusters
 from eugen.parts.experts import ExpertFFN, copy_rows
@@ -181,7 +182,8 @@ class MoEConfig(LayerConfig, name="moe"):
         output_weight: Tensor | None = None,
     ) -> MoE:
         layer = self.build(dense, generator=generator)
-        size = contribution_sizes(dense, output_weight)
+        assert dense.down is not None
+        size = output_sizes(dense.down, output_weight).float()
         if self.variant == "cmoe":
             self._carve(layer, dense, data, size, generator)
         else:
@@ -224,15 +226,6 @@ class MoEConfig(LayerConfig, name="moe"):
         weight, bias = least_squares.ridge(wanted)
         layer.router.weight.copy_(weight)
         layer.router.bias.copy_(bias)
-
-
-def contribution_sizes(dense: DenseFFN, output_weight: Tensor | None) -> Float[Tensor, " h"]:
-    """`‖γ∘W2[:, j]‖`: what one unit of each neuron changes in the output."""
-    assert dense.down is not None
-    columns = dense.down.weight.float().square()
-    if output_weight is not None:
-        columns = columns * output_weight.float()[:, None]
-    return columns.sum(0).sqrt()
 
 
 def strong_neurons(dense: DenseFFN, data: TokenStream, size: Tensor) -> Float[Tensor, "t h"]:

@@ -75,8 +75,8 @@ def choose(
         study = Sensitivity(
             model, sites, calibration, call, given=candidates, refine_steps=refine_steps, seed=seed
         )
-    with _timed(seconds, "refinement"):
-        study.refine(sites[len(sites) // 2])
+    with _timed(seconds, "first block"):
+        study.look(sites[len(sites) // 2])
     with _timed(seconds, "sensitivity"):
         options = {site.name: _options(study, site, sites, progress) for site in sites}
     if all(len(own) == 1 for own in options.values()):

@@ -15,7 +15,7 @@ from eugen.capture import capturing, evaluating
 from eugen.ffn import DenseFFN
 from eugen.least_squares import HELD_OUT
 from eugen.sites import FFNSite
-from eugen.transfer import require_finite
+from eugen.transfer import require_finite, wide
 
 Chunk = tuple[Tensor, Tensor, "Tensor | None"]
 Call = Callable[[nn.Module, Any], Any]
@@ -97,7 +97,7 @@ def observe(model: nn.Module, sites: list[FFNSite], batches: list[Any], call: Ca
             require_finite(output, site)
             weight = None
             if site.norm is not None:
-                want = output if stream is None else stream + output
+                want = wide(output) if stream is None else wide(stream) + output
                 weight = 1 / want.var(-1, correction=0).clamp(min=1e-12)
             seen_inputs[site.name].chunks.append((seen[site.name, "input"], weight))
     return seen_inputs

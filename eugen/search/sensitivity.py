@@ -4,19 +4,19 @@ A block's error is measured locally at every size where one Gram matrix serves t
 a method has to be fitted; the output's change is measured by putting a layer alone into the dense network, at
 three sizes of the former and one of the latter, and interpolated from the local error.
 
-Layers that will be refined are judged as refined ones: on one block each method's layer of about the middle
-size is refined, and the share of its error that remains counts at all sizes in all blocks. Without this the
-choice would go by closed forms, whose order is another one: a linear path beside pruned neurons is worth .02
-of R² before refinement and nothing after it.
+One block is looked at first, with all methods. A default one that is far behind the others there at every
+size is not looked at elsewhere. Layers that will be refined are judged as refined ones: each method's layer
+of about the middle size is refined on that block, and the share of its error that remains counts at all sizes
+in all blocks. Without this the choice would go by closed forms, whose order is another one.
 
-Passes of the network: one over the fitted batches, one over the held-out ones, and for each layer put in,
-11 or 12 for a block, one over `JUDGING_TOKENS` of their tokens (`Sensitivity.passes` counts batches).
+Passes of the network: one over the fitted batches, one over the held-out ones, and for each layer put in one
+over `JUDGING_TOKENS` of their tokens (`Sensitivity.passes` counts batches).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +38,11 @@ FITTED_BUDGETS = (0.1, 0.3, 0.6)
 """Near these the output's change is measured; methods without nested sizes are fitted there only."""
 MEASURED_BUDGET = (0.3,)
 """Near this one the output's change is measured of a method without nested sizes."""
-FITTED_TOKENS = 24576
-"""At most so many tokens for a method that is fitted size by size."""
-REFINED_STEPS = 200
+FITTED_TOKENS = 16384
+"""At most so many tokens are fitted to."""
+FAR = 1.2
+"""So many times the least error for the same or fewer MACs is far behind."""
+REFINED_STEPS = 100
 """At most so many steps of refinement show what it is worth to a method."""
 JUDGING_TOKENS = 2048
 """The output's change is measured on the fewest held-out batches that have so many tokens."""
@@ -97,7 +99,9 @@ class Sensitivity:
         self.refine_steps = min(refine_steps, REFINED_STEPS)
         self.remaining: dict[str, float] = {}
         """What refinement leaves of each candidate's error, by its name; 1 where it was not tried."""
-        self._prepared: dict[str, _Block] = {}
+        self.left_out: set[str] = set()
+        """Candidates that are looked at in no further block."""
+        self._measured: dict[str, dict[str, list[_Seen]]] = {}
         fitted, held_out = divided(calibration)
         self.fitted = observe(model, sites, fitted, call)
         self.held_out = observe(model, sites, held_out, call)
@@ -112,25 +116,37 @@ class Sensitivity:
         tokens = {name: inputs.tokens for name, inputs in self.fitted.items()}
         return {name: count / max(tokens.values()) for name, count in tokens.items()}
 
-    def refine(self, site: FFNSite) -> None:
-        """Measure on this block what refinement leaves of each method's error."""
-        if not self.refine_steps:
-            return
-        found = sizes(site.dense, candidates_for(site.dense, self.given))
-        work = self._prepared[site.name] = self._block(site)
-        self.remaining = {name: work.remaining(own) for name, own in found.items()}
+    def look(self, site: FFNSite) -> None:
+        """Leave out what is far behind on this block; see what refinement leaves of the others' errors."""
+        work, found = self._block(site), self._candidates(site)
+        seen = {name: work.measure(own) for name, own in found.items()}
+        left_out = far_behind(seen, {})
+        if self.refine_steps:
+            tried = {
+                name: own for name, own in found.items() if name not in left_out or self.given is not None
+            }
+            self.remaining = {name: work.remaining(own) for name, own in tried.items()}
+        if self.given is None:
+            self.left_out = left_out | far_behind(seen, self.remaining)
+        self._measured[site.name] = seen
 
     def _block(self, site: FFNSite) -> _Block:
         return _Block(site, output_weight(site, self.model), self.held_out[site.name].stream(), self)
 
+    def _candidates(self, site: FFNSite) -> dict[str, list[Sized]]:
+        found = sizes(site.dense, candidates_for(site.dense, self.given))
+        return {name: own for name, own in found.items() if name not in self.left_out}
+
     def options(self, site: FFNSite) -> list[Option]:
         """What may take this block's place: all sizes of all candidates, and the block itself last."""
-        found = sizes(site.dense, candidates_for(site.dense, self.given))
         whole = Option(kept(site.dense), 0.0, 0.0, measured=True)
-        if not found:
+        seen = self._measured.pop(site.name, None)
+        if seen is None:
+            found = self._candidates(site)
+            work = self._block(site) if found else None
+            seen = {name: work.measure(own) for name, own in found.items()} if work else {}
+        if not seen:
             return [whole]
-        work = self._prepared.pop(site.name, None) or self._block(site)
-        seen = {name: work.measure(own) for name, own in found.items()}
         points = {
             name: [(each.local_error, each.effect) for each in own if each.effect is not None]
             for name, own in seen.items()
@@ -177,7 +193,7 @@ class _Block:
     def _fit(self, config: LayerConfig) -> FFNLayer:
         if nests(config):
             if self._nested is None:
-                self._nested = NestedFits(self.site.dense, self.inputs.stream(), self.gamma)
+                self._nested = NestedFits(self.site.dense, self._thin(), self.gamma)
             return self._nested.fit(config)
         data = self._thin()
         generator = block_generator(self.whole.seed, self.site)
@@ -213,6 +229,19 @@ class _Block:
         layer.eval()
         r2 = fit_quality(layer, self.held_out, self.gamma)
         return 0.0 if math.isnan(r2) else max(0.0, 1 - r2)
+
+
+def far_behind(seen: dict[str, list[_Seen]], remaining: Mapping[str, float]) -> set[str]:
+    """Candidates with `FAR` times the error, at every size, of another of as many MACs or fewer."""
+    errors = {
+        name: [(each.sized.macs, remaining.get(name, 1.0) * each.local_error) for each in own]
+        for name, own in seen.items()
+    }
+
+    def least(macs: int) -> float:
+        return min(error for own in errors.values() for size, error in own if size <= macs)
+
+    return {name for name, own in errors.items() if all(error > FAR * least(macs) for macs, error in own)}
 
 
 def _evenly(batches: list[Any], share: float) -> list[Any]:

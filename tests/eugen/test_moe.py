@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from eugen.layers.moe import MoEConfig, contribution_sizes, strong_neurons
+from eugen.features import output_sizes
+from eugen.layers.moe import MoEConfig, strong_neurons
 from tests.eugen.blocks import block, generator, stream, tokens
 from tests.tolerances import assert_close, relative_rms
 
@@ -178,7 +179,7 @@ def test_shared_neurons_are_those_most_often_strong():
     layer = MoEConfig(variant="cmoe", experts=8, active_experts=8, shared_experts=2).fit(
         dense, data, generator=generator()
     )
-    rate = strong_neurons(dense, data, contribution_sizes(dense, None)).float().mean(0)
+    rate = strong_neurons(dense, data, output_sizes(dense.down, None).float()).float().mean(0)
     rows = (layer.up.weight[:, None] == dense.up.weight).all(-1).float().argmax(1)
     assert rate[rows[layer.routed :]].min() >= rate[rows[: layer.routed]].max()
 
@@ -187,7 +188,7 @@ def test_strong_neurons_are_so_many_for_each_token_and_weightless_tokens_are_not
     dense, x = block(), tokens(100)
     weight = torch.ones(100)
     weight[40:] = 0
-    markers = strong_neurons(dense, [(x, dense(x), weight)], contribution_sizes(dense, None))
+    markers = strong_neurons(dense, [(x, dense(x), weight)], output_sizes(dense.down, None).float())
     assert markers.shape == (40, 240)
     assert torch.equal(markers.sum(1), torch.full((40,), 240 // 8))
 

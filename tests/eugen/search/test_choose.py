@@ -72,6 +72,25 @@ def test_methods_are_judged_by_what_refinement_leaves(monkeypatch):
     assert names[3] == {"low_rank_aware"}
 
 
+def test_what_is_far_behind_on_one_block_is_not_looked_at_on_the_others():
+    model, batches = parallel(1.0, 1.0, 1.0), vectors(8)
+    figures = choose(model, batches, target=Target(macs=0.4)).figures["blocks"]
+    first, looked_at, last = ({row["candidate"] for row in b["alternatives"]} for b in figures.values())
+    assert first == last < looked_at
+    seen = list(figures.values())[1]["alternatives"]
+    for name in looked_at - first:
+        for row in (row for row in seen if row["candidate"] == name):
+            no_dearer = [other for other in seen if other["macs_ratio"] <= row["macs_ratio"]]
+            assert row["local_error"] > 1.2 * min(other["local_error"] for other in no_dearer)
+
+
+def test_candidates_that_are_given_are_looked_at_everywhere():
+    given = [PruneConfig(), LowRankAwareConfig()]
+    plan = choose(parallel(1.0, 1.0), vectors(8), target=Target(macs=0.5), candidates=given)
+    for block in plan.figures["blocks"].values():
+        assert {row["candidate"] for row in block["alternatives"]} == {"prune", "low_rank_aware", "dense"}
+
+
 def test_only_the_blocks_asked_for_are_replaced():
     model = parallel(1.0, 1.0, 1.0)
     names = [site.name for site in find_ffns(model)]
