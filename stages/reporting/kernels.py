@@ -55,7 +55,8 @@ def _pairs(records: list[CellRecord], rivals: tuple[str, ...]) -> list[Finding]:
 
 def _claimed(record: CellRecord) -> bool:
     """Whether the row is an EUGen of the papers' order; other orders are an entry of their own."""
-    return verdicts.is_eugen(record) and record.params.get("method", {}).get("order", ORDER) == ORDER
+    order = record.params.get("method", {}).get("order", ORDER)
+    return verdicts.layer_of(record) == "eugen" and order == ORDER
 
 
 def _pair(first: CellRecord, second: CellRecord) -> Finding:

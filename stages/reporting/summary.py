@@ -76,8 +76,9 @@ def _tasks(records: Sequence[CellRecord] | Sequence[ScratchRecord]) -> list[str]
 
 
 def _quotable(records: Sequence[CellRecord], task: str) -> list[tuple[CellRecord, float]]:
-    own = [record for record in records if record.task == task and record.method != DENSE]
-    return [(r, b) for r in own for b in budgets(r) if b < 1 and not is_provisional(r, b)]
+    """A task's rows at their budgets; a choice of layers is neither an EUGen nor its rival."""
+    replaced = [r for r in records if r.task == task and r.method != DENSE and not verdicts.is_choice(r)]
+    return [(r, b) for r in replaced for b in budgets(r) if b < 1 and not is_provisional(r, b)]
 
 
 def _transfer(rows: list[tuple[CellRecord, float]]) -> Pair | None:

@@ -18,12 +18,15 @@ from stages.reporting.intervals import (
     scores,
 )
 from stages.reporting.table import every_latency_at, latencies_at
+from stages.rows import AUTO
 from stages.tracking.record import CellRecord, Latency
 
 MOST_BUDGETS = 3
 """A task with more has sentences for the smallest and the largest alone."""
 CONTROLS = ("narrow", "prune")
 """Rows that cost nothing to think of: what an EUGen must beat to be worth its name."""
+EUGENS = ("eugen", "eugen_experts")
+"""Layers of the EUGen family."""
 
 
 def layer_of(record: CellRecord) -> str:
@@ -34,7 +37,12 @@ def layer_of(record: CellRecord) -> str:
 
 def is_eugen(record: CellRecord) -> bool:
     """Whether a row belongs to the EUGen family."""
-    return layer_of(record) == "eugen"
+    return layer_of(record) in EUGENS
+
+
+def is_choice(record: CellRecord) -> bool:
+    """Whether a row chooses a layer for each block: it may hold any of the others."""
+    return layer_of(record) == AUTO
 
 
 def rivals(records: list[CellRecord], budget: float) -> list[CellRecord]:

@@ -11,6 +11,7 @@ from stages.reporting.inputs import ReportError
 from stages.reporting.ledger import ENTRIES, ledger
 from stages.reporting.readme import BEGIN, END, drift, generate
 from stages.reporting.study import study_tables
+from stages.reporting.summary import summary
 from stages.tracking.record import CellRecord
 from stages.tracking.whole_file import write_text
 
@@ -127,6 +128,15 @@ def test_hostile_names_stay_inside_their_cell():
     for text in (study_tables([record]), ledger([record])):
         assert "<b>" not in text
         assert "&lt;b&gt;a\\|b&lt;/b&gt; \\| x" in text
+
+
+def test_a_choice_of_layers_is_neither_an_eugen_nor_its_rival():
+    experts = factory.cell("embedding", "experts", layer={"layer": "eugen_experts"})
+    chosen = factory.cell("embedding", "auto", layer={"layer": "auto", "target": "macs"})
+    line = re.compile(r"^\| embedding: .*", re.MULTILINE)
+    assert not line.findall(summary([experts, chosen], []))
+    (found,) = line.findall(summary([experts, chosen, factory.cell("embedding", "prune")], []))
+    assert "experts" in found and "prune" in found and "auto" not in found
 
 
 def test_ledger_holds_every_entry_and_opens_without_records():
