@@ -159,7 +159,7 @@ class ExpertFFN(FFNLayer):
         if factor is not None:
             neurons = neurons * factor.reshape(-1, 1)[groups.order]
         y = grouped_product(neurons, self._output_groups().transpose(0, 1), groups)
-        return y.new_zeros(x.shape[0], self.out_features).index_add(0, token, y)
+        return y.new_zeros(x.shape[0], self.out_features).index_add_(0, token, y)
 
     def _gathered(
         self, x: Float[Tensor, "t d_in"], chosen: Tensor, factor: Tensor | None
