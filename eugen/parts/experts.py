@@ -1,4 +1,4 @@
-"""Blocks of equally wide experts, of which every token uses a few, without a loop over the experts.
+"""Blocks of equally wide experts, of which every token uses a few.
 
 y = Σ_{e chosen} W2[e] act(W1[e] x + b1[e]) + shared neurons + b2
 """
@@ -19,6 +19,7 @@ from eugen.parts.grouped import (
     grouped_product,
     reads_are_free,
     takes_groups,
+    takes_loop,
 )
 from eugen.shapes import Float
 
@@ -31,10 +32,11 @@ class ExpertFFN(FFNLayer):
 
     `features` are all neurons with those of unused experts at zero, so that the readout is an ordinary
     linear map and its closed form an ordinary ridge regression. `forward` computes only what is used,
-    in one of three ways, the fastest measured for the number of tokens (2 cores, AVX-512):
+    in one of four ways, the fastest measured for the number of tokens (2 cores, AVX-512):
 
     - one token: its experts' weights are copied out, and are one narrow block (one expert: not copied);
-    - more: rows sorted by expert, one grouped product for each matrix;
+    - more, in inference on the CPU: rows sorted by expert, for each matrix a product for each expert used;
+    - more, with gradients, compiled or on a GPU: rows sorted by expert, one grouped product for each matrix;
     - where that does not exist (float64, widths that are no multiple of 16 bytes): weights copied out
       for every row up to `GATHERED_ROWS`, masked products beyond; an exported graph is masked as well.
     """
@@ -111,7 +113,7 @@ class ExpertFFN(FFNLayer):
         flat = x.reshape(-1, self.in_features)
         if flat.shape[0] == 1:
             way = self._one
-        elif takes_groups(flat, self._input_groups(self.up)):
+        elif takes_loop(flat, self.up.weight) or takes_groups(flat, self._input_groups(self.up)):
             way = self._grouped
         elif flat.shape[0] * self.active <= GATHERED_ROWS:
             way = self._gathered
@@ -146,19 +148,18 @@ class ExpertFFN(FFNLayer):
     def _grouped(
         self, x: Float[Tensor, "t d_in"], chosen: Tensor, factor: Tensor | None
     ) -> Float[Tensor, "t d_out"]:
-        groups = group(chosen.reshape(-1), self.experts)
+        groups = group(chosen.reshape(-1), self.experts, read=takes_loop(x, self.up.weight))
         token = groups.order // self.active if self.active > 1 else groups.order
-        rows = x[token]
-
-        def linear(module: nn.Linear) -> Tensor:
-            z, bias = grouped_product(rows, self._input_groups(module), groups), self._bias_groups(module)
-            return z if bias is None else z + bias[groups.expert]
-
-        neurons = self.neurons(linear)
+        rows = x.index_select(0, token)
+        neurons = self.neurons(
+            lambda linear: grouped_product(
+                rows, self._input_groups(linear), groups, self._bias_groups(linear)
+            )
+        )
         if factor is not None:
             neurons = neurons * factor.reshape(-1, 1)[groups.order]
         y = grouped_product(neurons, self._output_groups().transpose(0, 1), groups)
-        return y.new_zeros(x.shape[0], self.out_features).index_add(0, token, y)
+        return y.new_zeros(x.shape[0], self.out_features).index_add_(0, token, y)
 
     def _gathered(
         self, x: Float[Tensor, "t d_in"], chosen: Tensor, factor: Tensor | None

@@ -1,19 +1,22 @@
-"""Products of every row with the weights of its own expert, without a loop over the experts.
+"""Products of every row with the weights of its own expert.
 
-Rows are sorted by expert and multiplied group by group in one call, `torch.nn.functional.grouped_mm`.
-It has no float64 and wants row strides of whole 16 bytes; where it cannot be used, each row's weights
-are copied out for a batched product.
+Rows are sorted by expert and multiplied group by group. Inference on the CPU reads the groups' sizes and
+calls a product for each, straight into one result; everything else makes one call,
+`torch.nn.functional.grouped_mm`. That has no float64 and wants row strides of whole 16 bytes; where neither
+can be used, each row's weights are copied out for a batched product.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eugen.ffn import autocasts, runs_inference
 from eugen.shapes import Float
 
 ALIGNMENT_BYTES = 16
@@ -65,6 +68,11 @@ def takes_groups(x: Float[Tensor, "t k"], weight: Float[Tensor, "e n k"]) -> boo
     return aligned and known and x.shape[0] > 0 and not x.is_meta and not torch.compiler.is_exporting()
 
 
+def takes_loop(x: Float[Tensor, "t k"], weight: Float[Tensor, "e n k"]) -> bool:
+    """Whether groups may be multiplied one by one: their sizes are read, and nothing is derived or cast."""
+    return x.dtype == weight.dtype and runs_inference() and reads_are_free(x) and not autocasts(x.device)
+
+
 def reads_are_free(x: Tensor) -> bool:
     """Whether a number may be read off a tensor: on the CPU nothing waits, a graph would break."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -78,34 +86,62 @@ class Groups:
         order: which row stands at each place.
         expert: its expert, ascending.
         ends: where each expert's group ends, int32 `[E]`.
+        sizes: rows of each expert, where they were read.
     """
 
     order: Tensor
     expert: Tensor
     ends: Tensor
+    sizes: list[int] | None = None
 
 
-def group(expert: Tensor, experts: int) -> Groups:
-    """Sort rows by their expert `[rows]`, an index below `experts`."""
+def group(expert: Tensor, experts: int, *, read: bool = False) -> Groups:
+    """Sort rows by their expert `[rows]`, an index below `experts`; `read` the sizes where `takes_loop`."""
     ordered, order = expert.sort()
     ids = torch.arange(experts, device=expert.device)
-    return Groups(order, ordered, torch.searchsorted(ordered, ids, right=True, out_int32=True))
+    ends = torch.searchsorted(ordered, ids, right=True, out_int32=True)
+    sizes = [end - start for start, end in pairwise([0, *ends.tolist()])] if read else None
+    return Groups(order, ordered, ends, sizes)
 
 
 def grouped_product(
-    x: Float[Tensor, "t k"], weight: Float[Tensor, "e n k"], groups: Groups
+    x: Float[Tensor, "t k"],
+    weight: Float[Tensor, "e n k"],
+    groups: Groups,
+    bias: Float[Tensor, "e n"] | None = None,
 ) -> Float[Tensor, "t n"]:
-    """`weight[expert] x` of sorted rows; needs `takes_groups`.
+    """`weight[expert] x + bias[expert]` of sorted rows; needs `takes_groups`, or sizes that were read.
 
-    A view of weights whose rows do not start at whole 16 bytes is copied.
+    In the one call a view of weights whose rows do not start at whole 16 bytes is copied.
     """
+    if groups.sizes is not None:
+        return _looped_product(x, weight, groups.sizes, bias)
     if any(stride * weight.element_size() % ALIGNMENT_BYTES for stride in weight.stride() if stride != 1):
         weight = weight.contiguous()
     gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if gradients or torch.compiler.is_compiling():
         # torch's own backward refuses gradients that were expanded, such as those of `sum`.
-        return torch.ops.eugen.grouped_mm(x, weight.transpose(1, 2), groups.ends)
-    return F.grouped_mm(x, weight.transpose(1, 2), offs=groups.ends)
+        y = torch.ops.eugen.grouped_mm(x, weight.transpose(1, 2), groups.ends)
+    else:
+        y = F.grouped_mm(x, weight.transpose(1, 2), offs=groups.ends)
+    return y if bias is None else y + bias[groups.expert]
+
+
+def _looped_product(
+    x: Float[Tensor, "t k"], weight: Float[Tensor, "e n k"], sizes: list[int], bias: Tensor | None
+) -> Float[Tensor, "t n"]:
+    """Of any dtype and strides, without a copy. A bias costs no pass of its own."""
+    y = x.new_empty(x.shape[0], weight.shape[1])
+    weights = weight.transpose(1, 2).unbind()
+    biases = [None] * len(sizes) if bias is None else bias.unbind()
+    for rows, own, added, result in zip(x.split(sizes), weights, biases, y.split(sizes), strict=True):
+        if rows.shape[0] == 0:
+            continue
+        if added is None:
+            torch.mm(rows, own, out=result)
+        else:
+            torch.addmm(added, rows, own, out=result)
+    return y
 
 
 def gathered_product(
