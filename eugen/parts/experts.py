@@ -35,7 +35,7 @@ class ExpertFFN(FFNLayer):
     in one of four ways, the fastest measured for the number of tokens (2 cores, AVX-512):
 
     - one token: its experts' weights are copied out, and are one narrow block (one expert: not copied);
-    - more, in inference on the CPU: rows sorted by expert, for each matrix a product for each expert used;
+    - more, in inference on the CPU with few experts: rows sorted by expert, a product for each of them;
     - more, with gradients, compiled or on a GPU: rows sorted by expert, one grouped product for each matrix;
     - where that does not exist (float64, widths that are no multiple of 16 bytes): weights copied out
       for every row up to `GATHERED_ROWS`, masked products beyond; an exported graph is masked as well.
@@ -113,7 +113,7 @@ class ExpertFFN(FFNLayer):
         flat = x.reshape(-1, self.in_features)
         if flat.shape[0] == 1:
             way = self._one
-        elif takes_loop(flat, self.up.weight) or takes_groups(flat, self._input_groups(self.up)):
+        elif takes_loop(flat, self._input_groups(self.up)) or takes_groups(flat, self._input_groups(self.up)):
             way = self._grouped
         elif flat.shape[0] * self.active <= GATHERED_ROWS:
             way = self._gathered
@@ -148,7 +148,7 @@ class ExpertFFN(FFNLayer):
     def _grouped(
         self, x: Float[Tensor, "t d_in"], chosen: Tensor, factor: Tensor | None
     ) -> Float[Tensor, "t d_out"]:
-        groups = group(chosen.reshape(-1), self.experts, read=takes_loop(x, self.up.weight))
+        groups = group(chosen.reshape(-1), self.experts, read=takes_loop(x, self._input_groups(self.up)))
         token = groups.order // self.active if self.active > 1 else groups.order
         rows = x.index_select(0, token)
         neurons = self.neurons(

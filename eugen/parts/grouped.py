@@ -21,6 +21,8 @@ from eugen.shapes import Float
 
 ALIGNMENT_BYTES = 16
 """Row strides of a grouped product are multiples of this."""
+LOOPED_GROUPS = 16
+"""So many groups at most are multiplied one by one: more would be many small products."""
 
 
 @torch.library.custom_op("eugen::grouped_mm", mutates_args=())
@@ -69,8 +71,9 @@ def takes_groups(x: Float[Tensor, "t k"], weight: Float[Tensor, "e n k"]) -> boo
 
 
 def takes_loop(x: Float[Tensor, "t k"], weight: Float[Tensor, "e n k"]) -> bool:
-    """Whether groups may be multiplied one by one: their sizes are read, and nothing is derived or cast."""
-    return x.dtype == weight.dtype and runs_inference() and reads_are_free(x) and not autocasts(x.device)
+    """Whether groups are multiplied one by one: few, of known sizes, and nothing is derived or cast."""
+    few = weight.shape[0] <= LOOPED_GROUPS and x.dtype == weight.dtype
+    return few and runs_inference() and reads_are_free(x) and not autocasts(x.device)
 
 
 def reads_are_free(x: Tensor) -> bool:
