@@ -76,7 +76,11 @@ def choose(
             model, sites, calibration, call, given=candidates, refine_steps=refine_steps, seed=seed
         )
     with _timed(seconds, "first block"):
-        study.look(sites[len(sites) // 2])
+        first = sites[len(sites) // 2]
+        study.look(first)
+        if progress is not None:
+            left_out = ", ".join(sorted(study.left_out)) or "nothing"
+            progress(f"all methods tried on block {first.name}; left out elsewhere: {left_out}")
     with _timed(seconds, "sensitivity"):
         options = {site.name: _options(study, site, sites, progress) for site in sites}
     if all(len(own) == 1 for own in options.values()):

@@ -150,7 +150,7 @@ def test_figures_say_what_was_chosen_and_what_it_cost():
     model, batches, lines = parallel(1.0, 3.0), vectors(8), []
     plan = choose(model, batches, target=Target(macs=0.4), progress=lines.append)
     blocks = plan.figures["blocks"]
-    assert list(blocks) == [site.name for site in find_ffns(model)] and len(lines) == 2
+    assert list(blocks) == [site.name for site in find_ffns(model)] and len(lines) == 3
     assert plan.figures["target"] == {"macs": 0.4}
     total = sum(block["output_effect"] for block in blocks.values())
     assert plan.figures["predicted"]["output_error"] == pytest.approx(total)
