@@ -28,7 +28,7 @@ class Level:
 LEVELS = {
     level.name: level
     for level in (
-        Level("fast", tokens_per_feature=25, refine_steps=250),
+        Level("fast", tokens_per_feature=50, refine_steps=250),
         Level("standard", tokens_per_feature=75, refine_steps=400),
         Level("best", tokens_per_feature=200, refine_steps=2500, distill_steps=300),
     )

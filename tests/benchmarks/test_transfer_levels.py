@@ -1,0 +1,45 @@
+"""The record of levels and rows: the real command on a small network, and what it says of a failure."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors.torch import save_file
+
+from benchmarks import transfer_levels
+from tests.eugen.blocks import tokens
+
+NETWORK = "tests.eugen.models:chain"
+
+
+@pytest.mark.slow
+def test_a_level_and_a_row_are_measured_by_the_command(tmp_path, capsys):
+    save_file({"x": tokens(2000, 12)}, tmp_path / "x.safetensors")
+    words = [
+        NETWORK,
+        "--data",
+        str(tmp_path / "x.safetensors"),
+        "--levels",
+        "fast",
+        "--rows",
+        "prune",
+        "auto",
+    ]
+    out = tmp_path / "record.json"
+    assert transfer_levels.main([*words, "--budget", "0.5", "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert record["settings"] == {"model": NETWORK, "data": "x.safetensors", "budget": 0.5}
+    (result,) = record["results"]
+    assert (result["level"], result["row"]) == ("fast", "auto")
+    assert 0 < result["choice_seconds"] < result["seconds"]
+    assert 0 < result["transfer_seconds"] < result["seconds"]
+    assert result["macs"] == pytest.approx(0.5, abs=0.1)
+    assert capsys.readouterr().out.count("| fast") == 1
+
+
+def test_a_failed_command_is_named(tmp_path):
+    words = [NETWORK, "--data", str(tmp_path / "missing.npy"), "--levels", "fast", "--rows", "prune"]
+    with pytest.raises(SystemExit, match="level fast, row prune: the command ended with status 2"):
+        transfer_levels.main([*words, "--out", str(tmp_path / "record.json")])
+    assert not (tmp_path / "record.json").exists()
