@@ -16,18 +16,10 @@ NETWORK = "tests.eugen.models:chain"
 @pytest.mark.slow
 def test_a_level_and_a_row_are_measured_by_the_command(tmp_path, capsys):
     save_file({"x": tokens(2000, 12)}, tmp_path / "x.safetensors")
-    words = [
-        NETWORK,
-        "--data",
-        str(tmp_path / "x.safetensors"),
-        "--levels",
-        "fast",
-        "--rows",
-        "prune",
-        "auto",
-    ]
+    inputs = str(tmp_path / "x.safetensors")
+    words = [NETWORK, "--data", inputs, "--levels", "fast", "--rows", "auto", "--budget", "0.5"]
     out = tmp_path / "record.json"
-    assert transfer_levels.main([*words, "--budget", "0.5", "--out", str(out)]) == 0
+    assert transfer_levels.main([*words, "--out", str(out)]) == 0
     record = json.loads(out.read_text())
     assert record["settings"] == {"model": NETWORK, "data": "x.safetensors", "budget": 0.5}
     (result,) = record["results"]
