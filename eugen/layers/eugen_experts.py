@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from eugen import parallel
 from eugen.config import ALIGNED, LayerConfig
-from eugen.features import in_pieces, output_sizes, strongest
 from eugen.ffn import DenseFFN, TokenStream, copy_activation, new_linear
 from eugen.parts.clusters import nearest_centre, token_clusters
 from eugen.parts.experts import ExpertFFN, copy_rows
+from eugen.parts.neurons import in_pieces, output_sizes, strongest
 from eugen.shapes import Float
 
 EXTRA = 0.2

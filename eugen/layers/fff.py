@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 from eugen import parallel
 from eugen.config import BudgetTooSmall, LayerConfig
-from eugen.features import neuron_scores, strongest
 from eugen.ffn import DenseFFN, FFNLayer, TokenStream, copy_activation, new_linear
 from eugen.parts.experts import ExpertFFN, copy_rows, part
 from eugen.parts.grouped import reads_are_free
 from eugen.parts.intercepts import ridge_with_intercepts
+from eugen.parts.neurons import neuron_scores, strongest
 from eugen.parts.tree import balance_loss, descend, descend_one, grow_tree, hardening_loss, mixture
 from eugen.refine import LocalLoss, train
 from eugen.shapes import Float

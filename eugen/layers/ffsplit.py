@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from eugen import least_squares
 from eugen.config import BudgetTooSmall, LayerConfig, UnsuitableBlock
-from eugen.features import neuron_scores, strongest
 from eugen.ffn import DenseFFN, FFNLayer, TokenStream
 from eugen.layers.dense import new_block
 from eugen.layers.low_rank import LowRankConfig
+from eugen.parts.neurons import neuron_scores, strongest
 from eugen.shapes import Float
 
 Chunk = tuple[Tensor, Tensor, "Tensor | None"]

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from eugen import least_squares, parallel
 from eugen.config import LayerConfig
-from eugen.features import output_sizes
 from eugen.ffn import DenseFFN, TokenStream, copy_activation, new_linear
 from eugen.parts.clusters import balanced_clusters
 from eugen.parts.experts import ExpertFFN, copy_rows
+from eugen.parts.neurons import output_sizes
 from eugen.shapes import Float
 
 VARIANTS = ("moefication", "cmoe")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from eugen.config import LayerConfig
-from eugen.features import neuron_scores, strongest
 from eugen.ffn import DenseFFN, TokenStream
 from eugen.layers.dense import hidden_for_budget, new_block
 from eugen.parts.experts import copy_rows
+from eugen.parts.neurons import neuron_scores, strongest
 
 
 @dataclass(frozen=True, kw_only=True)

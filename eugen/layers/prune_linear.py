@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from eugen import least_squares
 from eugen.config import LayerConfig
-from eugen.features import neuron_scores, strongest
 from eugen.ffn import DenseFFN, FFNLayer, TokenStream, copy_activation, linear_of_parts, new_linear
 from eugen.layers.low_rank_aware import moment_root, second_moment
 from eugen.parts.experts import copy_rows
 from eugen.parts.feature_map import given_linear
+from eugen.parts.neurons import neuron_scores, strongest
 from eugen.shapes import Float
 
 

@@ -76,11 +76,7 @@ def choose(
             model, sites, calibration, call, given=candidates, refine_steps=refine_steps, seed=seed
         )
     with _timed(seconds, "first block"):
-        first = sites[len(sites) // 2]
-        study.look(first)
-        if progress is not None:
-            left_out = ", ".join(sorted(study.left_out)) or "nothing"
-            progress(f"all methods tried on block {first.name}; left out elsewhere: {left_out}")
+        _look(study, sites[len(sites) // 2], progress)
     with _timed(seconds, "sensitivity"):
         options = {site.name: _options(study, site, sites, progress) for site in sites}
     if all(len(own) == 1 for own in options.values()):
@@ -113,6 +109,13 @@ def speed_of(
     """How many times as fast the model is with one layer everywhere, both timed side by side here and now."""
     plan = {site.name: config for site in blocks_of(model, where)}
     return measure_plan(model, plan, example, call or default_call, measure)
+
+
+def _look(study: Sensitivity, site: FFNSite, progress: Callable[[str], None] | None) -> None:
+    study.look(site)
+    if progress is not None:
+        left_out = ", ".join(sorted(study.left_out)) or "nothing"
+        progress(f"all methods tried on block {site.name}; left out elsewhere: {left_out}")
 
 
 def _options(

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from eugen.config import LayerConfig
-from eugen.features import neuron_scores, strongest
 from eugen.ffn import DenseFFN, FFNLayer
 from eugen.layers.ffsplit import FFSplitConfig, SplitFFN, part_of
 from eugen.layers.linear import LinearConfig
 from eugen.layers.prune import PruneConfig
 from eugen.least_squares import Moments
 from eugen.parts.experts import copy_rows
+from eugen.parts.neurons import neuron_scores, strongest
 from eugen.search.calibration import Chunk
 
 

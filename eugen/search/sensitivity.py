@@ -118,33 +118,28 @@ class Sensitivity:
 
     def look(self, site: FFNSite) -> None:
         """Leave out what is far behind on this block; see what refinement leaves of the others' errors."""
-        work, found = self._block(site), self._candidates(site)
-        seen = {name: work.measure(own) for name, own in found.items()}
-        left_out = far_behind(seen, {})
+        work, found, seen = self._measure(site)
+        left_out = set() if self.given is not None else far_behind(seen, {})
         if self.refine_steps:
-            tried = {
-                name: own for name, own in found.items() if name not in left_out or self.given is not None
-            }
+            tried = {name: own for name, own in found.items() if name not in left_out}
             self.remaining = {name: work.remaining(own) for name, own in tried.items()}
         if self.given is None:
             self.left_out = left_out | far_behind(seen, self.remaining)
         self._measured[site.name] = seen
 
-    def _block(self, site: FFNSite) -> _Block:
-        return _Block(site, output_weight(site, self.model), self.held_out[site.name].stream(), self)
-
-    def _candidates(self, site: FFNSite) -> dict[str, list[Sized]]:
+    def _measure(self, site: FFNSite) -> tuple[_Block, dict[str, list[Sized]], dict[str, list[_Seen]]]:
+        """The work on a block, its candidates, and what was measured of them."""
+        work = _Block(site, output_weight(site, self.model), self.held_out[site.name].stream(), self)
         found = sizes(site.dense, candidates_for(site.dense, self.given))
-        return {name: own for name, own in found.items() if name not in self.left_out}
+        found = {name: own for name, own in found.items() if name not in self.left_out}
+        return work, found, {name: work.measure(own) for name, own in found.items()}
 
     def options(self, site: FFNSite) -> list[Option]:
         """What may take this block's place: all sizes of all candidates, and the block itself last."""
         whole = Option(kept(site.dense), 0.0, 0.0, measured=True)
         seen = self._measured.pop(site.name, None)
         if seen is None:
-            found = self._candidates(site)
-            work = self._block(site) if found else None
-            seen = {name: work.measure(own) for name, own in found.items()} if work else {}
+            _, _, seen = self._measure(site)
         if not seen:
             return [whole]
         points = {

@@ -13,8 +13,8 @@ from eugen import EUGenConfig, FFFConfig, LowRankAwareConfig, MoEConfig, PruneCo
 from eugen import activations as room
 from eugen.activations import Activations, ActivationsWriter, Store
 from eugen.config import LayerConfig
-from eugen.features import neuron_scores
 from eugen.least_squares import Moments
+from eugen.parts.neurons import neuron_scores
 from eugen.refine import LocalLoss
 from tests.eugen.blocks import block, generator, tokens
 from tests.eugen.models import bert, call_bert, images, sentences, vit
@@ -272,7 +272,7 @@ def test_cutting_the_stream_otherwise_changes_no_sum(chunk):
 def test_scores_of_a_long_chunk_are_summed_part_by_part(monkeypatch):
     dense, x = block(12, 48), tokens(1000, 12)
     rows, features = [], type(dense).features
-    monkeypatch.setattr("eugen.features.ROWS_AT_ONCE", 300)
+    monkeypatch.setattr("eugen.parts.neurons.ROWS_AT_ONCE", 300)
     monkeypatch.setattr(type(dense), "features", lambda self, x: rows.append(len(x)) or features(self, x))
     scores = neuron_scores(dense, [(x, x, None)])
     assert rows == [300, 300, 300, 100]

@@ -14,7 +14,6 @@ from eugen.features import (
     RANDOM_PROJECTIONS,
     draw_projection,
     input_rms,
-    neuron_scores,
     neurons_per_feature,
     new_activation,
     orthogonal_rows,
@@ -23,10 +22,10 @@ from eugen.features import (
     projection_groups,
     random_rows,
     rbf_rows,
-    strongest,
     teacher_factors,
     teacher_projection,
 )
+from eugen.parts.neurons import neuron_scores, strongest
 from tests.eugen.blocks import block, generator, stream, tokens
 from tests.tolerances import assert_close, relative_rms
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from eugen.features import output_sizes
 from eugen.layers.moe import MoEConfig, strong_neurons
+from eugen.parts.neurons import output_sizes
 from tests.eugen.blocks import block, generator, stream, tokens
 from tests.tolerances import assert_close, relative_rms
 
