@@ -30,7 +30,7 @@ def gpu_check(project: str | None = None, arguments: list[str] | None = None) ->
         raise CheckFailed(
             "this machine has no GPU (nvidia-smi names none): give gpu-pool to a machine with one"
         )
-    with signs_of_life(), devices.slot("cuda", "gpu-check", say) as variables:
+    with signs_of_life(), devices.slot(devices.Needs("cuda"), "gpu-check", say) as variables:
         code, last = run(
             folder, MODULE, arguments or [], say, "gpu-check", timeout_s=TIMEOUT_S, env=variables
         )

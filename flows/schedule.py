@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Set
+from typing import Any
 
 Upstream = Mapping[str, Set[str]]
 """The stages that each stage needs, by name, in the order of dvc.yaml."""
 
 ALONE = frozenset({"profile", "report"})
 """Verbs that nothing may run beside: a neighbour would disturb the timings."""
+TIMING_VERB = "transfer"
+"""Of this verb, the cells of a row that aims at a measured time run alone, too."""
 LAST = "report"
 """The verb that runs after everything else, whatever failed."""
 
@@ -21,6 +24,12 @@ def verb(stage: str) -> str:
 def cell(stage: str) -> str:
     """The cell of a stage: `vision-eugen` of `transfer@vision-eugen`, empty for the report."""
     return stage.partition("@")[2]
+
+
+def timing_stages(params: Mapping[str, Any]) -> frozenset[str]:
+    """Stages that time although their verb does not say so, by the contents of params.yaml."""
+    rows = [name for name, row in params.get("methods", {}).items() if row.get("target") == "time"]
+    return frozenset(f"{TIMING_VERB}@{task}-{row}" for task in params.get("tasks", {}) for row in rows)
 
 
 def with_ancestors(upstream: Upstream, stages: Set[str]) -> set[str]:
@@ -40,10 +49,13 @@ def with_descendants(upstream: Upstream, stages: Set[str]) -> set[str]:
 
 
 class Schedule:
-    """The state of one run over the stages `todo`; a stage is started by `take` and ended by `end`."""
+    """The state of one run over the stages `todo`; a stage is started by `take` and ended by `end`.
 
-    def __init__(self, upstream: Upstream, todo: Collection[str]) -> None:
-        self._upstream = upstream
+    The stages `timing` run alone, as those of the verbs `ALONE` do.
+    """
+
+    def __init__(self, upstream: Upstream, todo: Collection[str], timing: Set[str] = frozenset()) -> None:
+        self._upstream, self._timing = upstream, timing
         self._waiting = [stage for stage in upstream if stage in todo]
         self._running: set[str] = set()
         self._begun: set[str] = set()
@@ -60,10 +72,10 @@ class Schedule:
 
         Stages that must be alone wait until no other is left, so the parallel ones keep all cores busy.
         """
-        if any(verb(stage) in ALONE for stage in self._running):
+        if any(self._alone(stage) for stage in self._running):
             return []
         ready = [stage for stage in self._waiting if self._ready(stage)]
-        shared = [stage for stage in ready if verb(stage) not in ALONE]
+        shared = [stage for stage in ready if not self._alone(stage)]
         chosen = shared[: max(0, jobs - len(self._running))]
         if not shared and not self._running:
             chosen = ready[:1]
@@ -87,6 +99,9 @@ class Schedule:
         for other in [other for other in self._waiting if other in needing and verb(other) != LAST]:
             self._waiting.remove(other)
             self.skipped[other] = stage
+
+    def _alone(self, stage: str) -> bool:
+        return verb(stage) in ALONE or stage in self._timing
 
     def _ready(self, stage: str) -> bool:
         if verb(stage) == LAST:

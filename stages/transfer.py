@@ -37,7 +37,9 @@ def transfer(
     """
     settings = params.load()
     opened, row = open_task(settings, task), settings.method(method)
-    torch.set_num_threads(settings.run.threads)
+    # A row that aims at a measured time is timed as profiling times it, and runs alone for that.
+    timed = row.target == "time"
+    torch.set_num_threads(settings.run.timing_threads if timed else settings.run.threads)
     chosen = {
         "run": settings.run.model_dump(),
         "transfer": opened.settings.transfer.model_dump(),
@@ -145,10 +147,10 @@ def chosen_layers(
         return method.config(budget)
     where = last_blocks(dense, task.settings.transfer.blocks)
     batches = task.calibration(seed, task.settings.transfer.calibration_tokens)
+    example = task.example(task.settings.profile.batches[0])
     if method.target == "macs":
         target = Target(macs=budget)
     else:
-        example = task.example(task.settings.profile.batches[0])
         speedup = speed_of(dense, PruneConfig(budget=budget), example, task.call, where=where)
         run.progress(f"{unit_name(seed, budget)}: pruning is {speedup:.3f}x as fast as the dense network")
         if speedup <= 1:
@@ -160,7 +162,7 @@ def chosen_layers(
             batches,
             target=target,
             call=task.call,
-            example=task.example(task.settings.profile.batches[0]),
+            example=example,
             where=where,
             refine_steps=task.settings.transfer.refine_steps,
             seed=seed,

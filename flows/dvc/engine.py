@@ -18,8 +18,8 @@ def run_graph(runner: DvcRunner) -> Outcome:
     with recorder(runner, outcome):
         failed = False
         if outcome.todo:
-            device = devices.device_of(runner.project)
-            with devices.slot(device, TIMED, print, counted=False) as variables:
+            needs = devices.Needs.of(runner.project)
+            with devices.slot(needs, TIMED, print, counted=False) as variables:
                 failed = runner.run_all(print, variables) != 0
         if failed:
             _sort(runner, outcome)

@@ -15,12 +15,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from flows.dvc.repair import Say
-from flows.schedule import ALONE, LAST, verb
+from flows.schedule import ALONE, LAST, timing_stages, verb
 
 LEASE_S = 60
 """A killed flow's slot on the server is free after this; 60 s is the least that Prefect accepts."""
@@ -31,10 +32,27 @@ TIMED = ALONE - {LAST}
 """Verbs that measure time."""
 
 
-def device_of(project: Path) -> str:
-    """`run.device` of params.yaml: cpu, mps, cuda or cuda:N."""
-    params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
-    return params.get("run", {}).get("device", "cpu")
+@dataclass(frozen=True)
+class Needs:
+    """What the stages of a clone need of the machine.
+
+    Attributes:
+        device: `run.device` of params.yaml: cpu, mps, cuda or cuda:N.
+        timing: stages that measure time although their verb does not say so.
+    """
+
+    device: str
+    timing: frozenset[str] = frozenset()
+
+    @staticmethod
+    def of(project: Path) -> Needs:
+        """By the clone's params.yaml."""
+        params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+        return Needs(params.get("run", {}).get("device", "cpu"), timing_stages(params))
+
+    def times(self, stage: str) -> bool:
+        """Whether the stage measures time."""
+        return verb(stage) in TIMED or stage in self.timing
 
 
 def gpus() -> list[str]:
@@ -55,15 +73,16 @@ def limit_name(gpu: str) -> str:
 
 
 @contextmanager
-def slot(device: str, stage: str, say: Say, *, counted: bool = True) -> Iterator[dict[str, str]]:
+def slot(needs: Needs, stage: str, say: Say, *, counted: bool = True) -> Iterator[dict[str, str]]:
     """Hold what a stage needs of this machine; yields the variables its process must see.
 
-    `device` is `run.device`. On `cuda` the first free GPU is taken; `cuda:N` names one. On the CPU a stage
+    On the device `cuda` the first free GPU is taken; `cuda:N` names one. On the CPU a stage
     that times waits until no stage of any clone on this machine runs, and the others wait while it does.
     Where there is no Prefect server, or none is to be asked, `counted` is False.
     """
+    device = needs.device
     if not device.startswith("cuda"):
-        with _cpu(alone=verb(stage) in TIMED, stage=stage, say=say):
+        with _cpu(alone=needs.times(stage), stage=stage, say=say):
             yield {}
     elif verb(stage) in WITHOUT_GPU:
         yield {}

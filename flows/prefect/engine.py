@@ -42,9 +42,9 @@ def _worth_a_retry(_task: Any, _task_run: Any, state: Any) -> bool:
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def run_stage(stage: str, runner: DvcRunner, device: str, timeout_s: float) -> None:
+def run_stage(stage: str, runner: DvcRunner, needs: devices.Needs, timeout_s: float) -> None:
     """One stage of dvc.yaml in its slot; a failure that is not the parameters' fault gets a second try."""
-    with devices.slot(device, stage, say) as variables:
+    with devices.slot(needs, stage, say) as variables:
         started = time.monotonic()
         say(f"{stage}  started" + "".join(f", {name}={value}" for name, value in variables.items()))
         try:
@@ -110,8 +110,8 @@ def run_graph(
     After the time `until` (monotonic) no further cell is begun: what waits goes to `outcome.left`. `ended`
     hears of each stage that is good.
     """
-    upstream, device = runner.survey.upstream, devices.device_of(runner.project)
-    schedule = Schedule(upstream, outcome.todo)
+    upstream, needs = runner.survey.upstream, devices.Needs.of(runner.project)
+    schedule = Schedule(upstream, outcome.todo, needs.timing)
     futures: dict[str, PrefectFuture[None]] = {}
     over = queue.SimpleQueue[str]()
     try:
@@ -125,7 +125,7 @@ def run_graph(
                 ]
                 limit_s = timeouts_s.get(verb(stage), DEFAULT_TIMEOUT_S)
                 futures[stage] = run_stage.submit(
-                    stage, runner, device, limit_s, wait_for=needed, return_state=False
+                    stage, runner, needs, limit_s, wait_for=needed, return_state=False
                 )
                 futures[stage].add_done_callback(lambda _, stage=stage: over.put(stage))
             if not schedule.open:

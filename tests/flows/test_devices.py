@@ -18,7 +18,7 @@ from tests.flows.toy import ROOT, wait_for
 HOLD = """
 import sys, time
 from flows.machine import devices
-with devices.slot(sys.argv[1], sys.argv[2], print) as variables:
+with devices.slot(devices.Needs(sys.argv[1]), sys.argv[2], print) as variables:
     print("held", variables.get("CUDA_VISIBLE_DEVICES"), flush=True)
     time.sleep(60)
 """
@@ -55,7 +55,7 @@ def test_each_gpu_has_one_slot_and_a_kill_frees_it():
     got: list[str] = []
 
     def third() -> None:
-        with devices.slot("cuda", "baseline@vision", said.append) as variables:
+        with devices.slot(devices.Needs("cuda"), "baseline@vision", said.append) as variables:
             got.append(variables["CUDA_VISIBLE_DEVICES"])
 
     thread = threading.Thread(target=third)
@@ -72,7 +72,7 @@ def test_each_gpu_has_one_slot_and_a_kill_frees_it():
 def test_a_named_gpu_is_held_but_all_stay_visible():
     process, line = hold("cuda:7", "profile@vision-eugen")
     assert line == "held None"
-    with devices.slot("cuda", "transfer@vision-eugen", print) as variables:
+    with devices.slot(devices.Needs("cuda"), "transfer@vision-eugen", print) as variables:
         assert variables == {"CUDA_VISIBLE_DEVICES": "4"}
     kill(process)
 
@@ -81,27 +81,27 @@ def test_stages_without_need_of_a_gpu_never_wait_for_one(monkeypatch: pytest.Mon
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
     process, _ = hold("cuda", "transfer@vision-eugen")
     for stage in ("prepare@vision", "report"):
-        with devices.slot("cuda", stage, pytest.fail) as variables:
+        with devices.slot(devices.Needs("cuda"), stage, pytest.fail) as variables:
             assert variables == {}
     kill(process)
 
 
 def test_without_a_gpu_the_stage_itself_says_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with devices.slot("cuda", "transfer@vision-eugen", pytest.fail) as variables:
+    with devices.slot(devices.Needs("cuda"), "transfer@vision-eugen", pytest.fail) as variables:
         assert variables == {}
 
 
 def test_timings_wait_until_nothing_runs_and_keep_newcomers_out():
     beside, line = hold("cpu", "transfer@vision-eugen")
     assert line == "held None"
-    with devices.slot("cpu", "transfer@vision-dense", pytest.fail):
+    with devices.slot(devices.Needs("cpu"), "transfer@vision-dense", pytest.fail):
         pass  # stages that are not timed share the machine
     said: list[str] = []
     order: list[str] = []
 
     def run(stage: str) -> None:
-        with devices.slot("cpu", stage, said.append):
+        with devices.slot(devices.Needs("cpu"), stage, said.append):
             order.append(stage)
             time.sleep(0.3)
 
@@ -119,8 +119,31 @@ def test_timings_wait_until_nothing_runs_and_keep_newcomers_out():
     assert order == ["profile@vision-eugen", "finetune@vision-x"], "the timing came first"
 
 
-def test_the_device_is_the_one_of_params_yaml(tmp_path: Path):
+def test_a_transfer_that_aims_at_a_time_waits_as_a_timing_does():
+    beside, line = hold("cpu", "transfer@vision-eugen")
+    assert line == "held None"
+    needs = devices.Needs("cpu", frozenset({"transfer@vision-auto_time"}))
+    said: list[str] = []
+
+    def run() -> None:
+        with devices.slot(needs, "transfer@vision-auto_time", said.append):
+            said.append("held")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_for(lambda: said, "word that it waits", 10)
+    assert "held" not in said
+    kill(beside)
+    thread.join(10)
+    assert said[-1] == "held"
+
+
+def test_what_the_stages_need_stands_in_params_yaml(tmp_path: Path):
     (tmp_path / "params.yaml").write_text("run: {device: 'cuda:1'}\n")
-    assert devices.device_of(tmp_path) == "cuda:1"
-    (tmp_path / "params.yaml").write_text("run: {threads: 1}\n")
-    assert devices.device_of(tmp_path) == "cpu"
+    assert devices.Needs.of(tmp_path) == devices.Needs("cuda:1")
+    rows = "{dense: {layer: dense}, auto: {layer: auto}, soon: {layer: auto, target: time}}"
+    (tmp_path / "params.yaml").write_text(f"tasks: {{vision: {{}}, kernel: {{}}}}\nmethods: {rows}\n")
+    needs = devices.Needs.of(tmp_path)
+    assert needs == devices.Needs("cpu", frozenset({"transfer@vision-soon", "transfer@kernel-soon"}))
+    stages = ("profile@vision-dense", "transfer@vision-soon", "transfer@vision-auto", "finetune@vision-soon")
+    assert [needs.times(stage) for stage in stages] == [True, True, False, False]

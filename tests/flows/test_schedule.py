@@ -75,6 +75,16 @@ def test_what_a_stage_needs_is_found_through_all_levels():
     assert with_ancestors(UPSTREAM, {"profile@a-x"}) == {"profile@a-x", "transfer@a-x", "prepare@a"}
 
 
+def test_a_stage_named_as_timing_runs_alone():
+    stages = UPSTREAM.keys() - {"prepare@a", "prepare@b"}
+    schedule = Schedule(UPSTREAM, stages, frozenset({"transfer@a-x"}))
+    assert schedule.take(4) == ["transfer@a-y", "transfer@b-x"]
+    for stage in ("transfer@a-y", "transfer@b-x"):
+        assert schedule.take(4) == []
+        schedule.end(stage, failed=False)
+    assert schedule.take(4) == ["transfer@a-x"] and schedule.take(4) == []
+
+
 def test_what_is_up_to_date_holds_nothing_up():
     schedule = Schedule(UPSTREAM, {"profile@a-x", "report"})
     assert schedule.take(4) == ["profile@a-x"]
