@@ -135,6 +135,30 @@ class Moments:
             setattr(chosen, name, getattr(self, name)[columns])
         return chosen
 
+    def mapped(self, matrix: Float[Tensor, "g f"]) -> Moments:
+        """The moments of linear maps of the features, `features @ matrix.T`, with the same targets."""
+        chosen = copy.copy(self)
+        scaled = matrix.double() * self._scale
+        chosen._shift, chosen._scale = matrix.double() @ self._shift, self._scale.new_ones(len(matrix))
+        chosen._gram = scaled @ self._gram @ scaled.T
+        chosen._cross, chosen._feature_sum = scaled @ self._cross, scaled @ self._feature_sum
+        return chosen
+
+    def between(self, columns: Tensor, targets: Tensor) -> Moments:
+        """The moments of some features with others of them as the targets, all by their numbers."""
+        chosen = self.part(columns)
+        scale = self._scale[targets]
+        chosen._cross = self._gram[columns][:, targets] * scale
+        chosen._target_shift, chosen._target_sum = self._shift[targets], self._feature_sum[targets] * scale
+        return chosen
+
+    def covariance(self) -> tuple[Float[Tensor, " f"], Float[Tensor, "f f"]]:
+        """Weighted mean and covariance of the features as they came."""
+        _, total, gram, _, feature_sum, _ = self.totals()
+        mean = feature_sum / total
+        covariance = (gram / total - torch.outer(mean, mean)) * torch.outer(self._scale, self._scale)
+        return mean * self._scale + self._shift, covariance
+
 
 def _solve_positive(matrix: Tensor, right: Tensor, ridge: float) -> Tensor:
     """Solve `(matrix + ridge·I) z = right`, raising the ridge until the Cholesky factor exists."""

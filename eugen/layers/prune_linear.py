@@ -122,16 +122,24 @@ class PruneLinearConfig(LayerConfig, name="prune_linear"):
 def best_directions(
     layer: PruneLinear, data: TokenStream, output_weight: Tensor | None
 ) -> Float[Tensor, "r d_in"]:
-    """Directions of x, best first, that say most beside the neurons (reduced-rank regression).
-
-    The full linear map beside the neurons, its right singular vectors under the inputs' second moment and
-    the outputs' importance, brought back to the inputs.
-    """
+    """Directions of x, best first, that say most beside the neurons (reduced-rank regression)."""
     beside = ((torch.cat([layer.neurons(x), x], dim=-1), y, w) for x, y, w in data)
     full = least_squares.ridge(beside)[0][:, layer.up.out_features :]
+    return directions_of(full, second_moment(data, lambda x: x), output_weight)
+
+
+def directions_of(
+    full: Float[Tensor, "d_out d_in"],
+    moment: Float[Tensor, "d_in d_in"],
+    output_weight: Float[Tensor, " d_out"] | None,
+) -> Float[Tensor, "r d_in"]:
+    """The right singular vectors of the full linear map beside the neurons, best first.
+
+    Under the inputs' second moment and the outputs' importance, brought back to the inputs.
+    """
     if output_weight is not None:
         full = full * output_weight.double().sqrt()[:, None]
-    root = moment_root(second_moment(data, lambda x: x))
+    root = moment_root(moment)
     _, values, right = torch.linalg.svd(full @ root, full_matrices=False)
     directions = torch.linalg.solve_triangular(root, right, upper=False, left=False)
     # In units of the features beside them: one learning rate has to fit both.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,8 @@ from eugen.transfer import require_finite, wide
 
 Chunk = tuple[Tensor, Tensor, "Tensor | None"]
 Call = Callable[[nn.Module, Any], Any]
+CHUNK = 2048
+"""Tokens that are multiplied at a time, or a few more."""
 
 
 def divided(calibration: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -70,11 +72,25 @@ class Inputs:
 
     @torch.no_grad()
     def stream(self, most: int | None = None) -> list[Chunk]:
-        """Chunks `(x, target, weight)`; with `most`, every so-manieth token so that no more are left."""
+        """Chunks `(x, target, weight)` of about `CHUNK` tokens.
+
+        With `most`, every so-manieth token so that no more are left.
+        """
         stride = 1 if most is None else -(-self.tokens // most)
+        thinned = [(x[::stride], None if w is None else w[::stride]) for x, w in self.chunks]
         with evaluating(self.dense):
-            thinned = [(x[::stride], None if w is None else w[::stride]) for x, w in self.chunks]
-            return [(x, self.dense(x), w) for x, w in thinned]
+            return [(x, self.dense(x), w) for x, w in _joined(thinned)]
+
+
+def _joined(chunks: list[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Neighbours put together until they have `CHUNK` tokens: each chunk costs a pass over a Gram matrix."""
+    begun: list[tuple[Tensor, Tensor | None]] = []
+    for index, chunk in enumerate(chunks):
+        begun.append(chunk)
+        if index + 1 == len(chunks) or sum(len(x) for x, _ in begun) >= CHUNK:
+            weights = [w for _, w in begun if w is not None]
+            yield torch.cat([x for x, _ in begun]), torch.cat(weights) if weights else None
+            begun = []
 
 
 @torch.no_grad()

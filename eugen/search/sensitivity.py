@@ -1,8 +1,10 @@
 """What each option of each block costs the network's output.
 
 A block's error is measured locally at every size where one Gram matrix serves them all, at three sizes where
-a method has to be fitted; the output's change is measured by putting a layer alone into the dense network, at
-three sizes of the former and one of the latter, and interpolated from the local error.
+a method has to be fitted, and between these by its ratio to a method of all sizes: errors fall the faster the
+larger the layer, so a line between two sizes would promise too much. The output's change is measured by
+putting a layer alone into the dense network, at three sizes of the former and one of the latter, and
+interpolated from the local error.
 
 One block is looked at first, with all methods. A default one that is far behind the others there at every
 size is not looked at elsewhere. Layers that will be refined are judged as refined ones: each method's layer
@@ -41,10 +43,12 @@ MEASURED_BUDGET = (0.3,)
 FITTED_TOKENS = 16384
 """At most so many tokens are fitted to."""
 FAR = 1.2
-"""So many times the least error for the same or fewer MACs is far behind."""
+"""So many times the least error for about the same MACs, or fewer, is far behind."""
+ABOUT = 1.1
+"""Sizes are about the same up to this ratio: a budget buys a whole number of features."""
 REFINED_STEPS = 100
 """At most so many steps of refinement show what it is worth to a method."""
-JUDGING_TOKENS = 2048
+JUDGING_TOKENS = 1024
 """The output's change is measured on the fewest held-out batches that have so many tokens."""
 
 
@@ -132,7 +136,11 @@ class Sensitivity:
         work = _Block(site, output_weight(site, self.model), self.held_out[site.name].stream(), self)
         found = sizes(site.dense, candidates_for(site.dense, self.given))
         found = {name: own for name, own in found.items() if name not in self.left_out}
-        return work, found, {name: work.measure(own) for name, own in found.items()}
+        measured = {name: work.measure(own) for name, own in found.items()}
+        reference = max((own for own in measured.values() if None not in own), key=len, default=[])
+        curve = [(math.log(each.sized.macs), _log(each.local_error)) for each in reference if each]
+        seen = {name: _interpolated(own, measured[name], curve) for name, own in found.items()}
+        return work, found, seen
 
     def options(self, site: FFNSite) -> list[Option]:
         """What may take this block's place: all sizes of all candidates, and the block itself last."""
@@ -166,7 +174,7 @@ class _Block:
         self._nested: NestedFits | None = None
         self._thinned: list[Chunk] | None = None
 
-    def measure(self, own: list[Sized]) -> list[_Seen]:
+    def measure(self, own: list[Sized]) -> list[_Seen | None]:
         """One method at its sizes: fitted where it is cheap, the network run at a few of them."""
         fitted, measured = _nearest(own, FITTED_BUDGETS), _nearest(own, MEASURED_BUDGET)
         seen: list[_Seen | None] = [None] * len(own)
@@ -183,7 +191,7 @@ class _Block:
                 effect = self.change(layer)
                 self.whole.passes["held-out batches"] += len(self.whole.change.batches)
                 seen[index] = _Seen(each, error, effect if math.isfinite(effect) else None)
-        return _interpolated(own, seen)
+        return seen
 
     def _fit(self, config: LayerConfig) -> FFNLayer:
         if nests(config):
@@ -227,14 +235,14 @@ class _Block:
 
 
 def far_behind(seen: dict[str, list[_Seen]], remaining: Mapping[str, float]) -> set[str]:
-    """Candidates with `FAR` times the error, at every size, of another of as many MACs or fewer."""
+    """Candidates with `FAR` times the error, at every size, of another of about as many MACs or fewer."""
     errors = {
         name: [(each.sized.macs, remaining.get(name, 1.0) * each.local_error) for each in own]
         for name, own in seen.items()
     }
 
     def least(macs: int) -> float:
-        return min(error for own in errors.values() for size, error in own if size <= macs)
+        return min(error for own in errors.values() for size, error in own if size <= ABOUT * macs)
 
     return {name for name, own in errors.items() if all(error > FAR * least(macs) for macs, error in own)}
 
@@ -250,22 +258,38 @@ def _nearest(own: list[Sized], budgets: Sequence[float]) -> set[int]:
     return {min(range(len(own)), key=lambda i: abs(math.log(own[i].budget / b))) for b in budgets}
 
 
-def _interpolated(own: list[Sized], seen: list[_Seen | None]) -> list[_Seen]:
-    """Sizes between those that were fitted, log error over log size; an error never rises with the size."""
-    known = [each for each in seen if each is not None]
+def _interpolated(
+    own: list[Sized], measured: list[_Seen | None], curve: list[tuple[float, float]]
+) -> list[_Seen]:
+    """Sizes between those that were fitted; an error never rises with the size.
+
+    Args:
+        curve: log MACs and log error of a method at all its sizes; the ratio to it is what is interpolated,
+            log ratio over log size. Empty for none.
+    """
+    known = [each for each in measured if each is not None]
     if not known:
         return []
+
+    def reference(place: float) -> float:
+        return interpolate(place, [at for at, _ in curve], [error for _, error in curve]) if curve else 0.0
+
     places = [math.log(each.sized.macs) for each in known]
-    errors = [math.log(max(each.local_error, LEAST)) for each in known]
-    falling = [min(errors[: i + 1]) for i in range(len(errors))]
+    errors = [_log(each.local_error) for each in known]
+    ratios = [min(errors[: i + 1]) - reference(place) for i, place in enumerate(places)]
     found = []
-    for sized, each in zip(own, seen, strict=True):
+    for sized, each in zip(own, measured, strict=True):
         place = math.log(sized.macs)
         if each is not None:
             found.append(each)
         elif places[0] < place < places[-1]:
-            found.append(_Seen(sized, math.exp(interpolate(place, places, falling))))
+            ratio = interpolate(place, places, ratios)
+            found.append(_Seen(sized, math.exp(reference(place) + ratio)))
     return found
+
+
+def _log(error: float) -> float:
+    return math.log(max(error, LEAST))
 
 
 def _options(name: str, own: list[_Seen], effect_of: EffectMap, remaining: float) -> list[Option]:
