@@ -31,6 +31,11 @@ def nests(config: LayerConfig) -> bool:
     return type(config) in (PruneConfig, LinearConfig, PruneLinearConfig)
 
 
+def solves_alone(config: LayerConfig) -> bool:
+    """Whether one solve makes the layer: cheap enough for every size. The path wants a decomposition, too."""
+    return nests(config) and not isinstance(config, PruneLinearConfig)
+
+
 class NestedFits:
     """Layers of one block fitted from one pass over its inputs and targets.
 

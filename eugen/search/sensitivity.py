@@ -1,7 +1,7 @@
 """What each option of each block costs the network's output.
 
-A block's error is measured locally at every size where one Gram matrix serves them all, at three sizes where
-a method has to be fitted, and between these by its ratio to a method of all sizes: errors fall the faster the
+A block's error is measured locally at every size where one Gram matrix and a solve serve, at three sizes
+where a method takes more, and between these by its ratio to a method of all sizes: errors fall the faster the
 larger the layer, so a line between two sizes would promise too much. The output's change is measured by
 putting a layer alone into the dense network, at three sizes of the former and one of the latter, and
 interpolated from the local error.
@@ -30,7 +30,7 @@ from eugen.ffn import FFNLayer
 from eugen.least_squares import fit_quality
 from eugen.search.calibration import Call, Chunk, Inputs, divided, observe
 from eugen.search.candidates import Sized, candidates_for, kept, sizes
-from eugen.search.nested import NestedFits, nests
+from eugen.search.nested import NestedFits, nests, solves_alone
 from eugen.search.propagation import LEAST, EffectMap, OutputChange, interpolate
 from eugen.sites import FFNSite
 from eugen.surgery import block_generator
@@ -179,15 +179,15 @@ class _Block:
         fitted, measured = _nearest(own, FITTED_BUDGETS), _nearest(own, MEASURED_BUDGET)
         seen: list[_Seen | None] = [None] * len(own)
         for index, each in enumerate(own):
-            nested = nests(each.config)
-            if index not in fitted and not nested:
+            everywhere = solves_alone(each.config)
+            if index not in fitted and not everywhere:
                 continue
             layer = self._fit(each.config)
             error = self._local_error(layer)
             if not math.isfinite(error):
                 continue
             seen[index] = _Seen(each, error)
-            if index in (fitted if nested else measured):
+            if index in (fitted if everywhere else measured):
                 effect = self.change(layer)
                 self.whole.passes["held-out batches"] += len(self.whole.change.batches)
                 seen[index] = _Seen(each, error, effect if math.isfinite(effect) else None)
