@@ -1,24 +1,26 @@
-"""The README's table, the study's page and the ledger, generated from the committed records."""
+"""What is generated from the committed records: README's table, docs/transfer.md's, study page, ledger."""
 
 from __future__ import annotations
 
 from difflib import unified_diff
 from pathlib import Path
 
+from stages.reporting.advice import advice
 from stages.reporting.inputs import ReportError, read_committed, read_committed_scratch
 from stages.reporting.ledger import ledger
 from stages.reporting.study import study
 from stages.reporting.summary import summary
 
-BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
 
 
 def generate(root: Path) -> dict[Path, str]:
     """The files that follow from the committed records, with their whole text."""
     records, scratch = read_committed(root), read_committed_scratch(root)
-    readme = root / "README.md"
+    readme, page = root / "README.md", root / "docs" / "transfer.md"
     return {
-        readme: _between(readme, summary(records, scratch)),
+        readme: _filled(readme, {"table": summary(records, scratch)}),
+        page: _filled(page, advice(root, records)),
         root / "reports" / "study.md": study(records, scratch),
         root / "reports" / "ledger.md": ledger(records, scratch),
     }
@@ -34,15 +36,17 @@ def drift(root: Path) -> str:
     return "\n".join(lines)
 
 
-def _between(readme: Path, generated: str) -> str:
-    """The README with the table between its markers. Raises ReportError where there is no place for it."""
-    if not readme.is_file():
-        raise ReportError(f"{readme}: missing; restore it with `git checkout -- {readme}`")
-    old = readme.read_text(encoding="utf-8")
-    head, begin, rest = old.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ReportError(
-            f"{readme}: lacks the line {BEGIN if not begin else END}; put both markers around the table"
-        )
-    return f"{head}{BEGIN}\n{generated.strip()}\n{END}{tail}"
+def _filled(page: Path, tables: dict[str, str]) -> str:
+    """The page with each table between its markers. Raises ReportError where there is no place for one."""
+    if not page.is_file():
+        raise ReportError(f"{page}: missing; restore it with `git checkout -- {page}`")
+    whole = page.read_text(encoding="utf-8")
+    for name, generated in tables.items():
+        opening, closing = BEGIN.format(name), END.format(name)
+        head, begin, rest = whole.partition(opening)
+        _, end, tail = rest.partition(closing)
+        if not begin or not end:
+            lost = opening if not begin else closing
+            raise ReportError(f"{page}: lacks the line {lost}; put both markers around the table")
+        whole = f"{head}{opening}\n{generated.strip()}\n{closing}{tail}"
+    return whole

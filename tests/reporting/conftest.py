@@ -23,7 +23,9 @@ class Run:
     def __init__(self, root: Path) -> None:
         self.root = root
         (root / "reports").mkdir()
-        shutil.copy(REPOSITORY / "reports" / "template.html", root / "reports")
+        for name in ("reports/template.html", "reports/benchmarks/transfer-levels.json", "docs/transfer.md"):
+            (root / name).parent.mkdir(exist_ok=True)
+            shutil.copy(REPOSITORY / name, root / name)
         self.params(factory.params())
 
     def params(self, params: dict) -> None:

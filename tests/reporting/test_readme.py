@@ -18,7 +18,8 @@ from stages.tracking.whole_file import write_text
 from . import factory
 from .conftest import Run
 
-README = f"# Title\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
+OPENING, CLOSING = BEGIN.format("table"), END.format("table")
+README = f"# Title\n\nBefore.\n\n{OPENING}\nold\n{CLOSING}\n\nAfter.\n"
 
 
 def write(run: Run) -> None:
@@ -56,8 +57,8 @@ def test_table_goes_between_the_markers_and_nowhere_else(run: Run):
     run.commit(factory.all_cells())
     write(run)
     text = readme.read_text()
-    assert text.startswith(f"# Title\n\nBefore.\n\n{BEGIN}\n**Taken over from a trained network**")
-    assert text.endswith(f"{END}\n\nAfter.\n")
+    assert text.startswith(f"# Title\n\nBefore.\n\n{OPENING}\n**Taken over from a trained network**")
+    assert text.endswith(f"{CLOSING}\n\nAfter.\n")
     assert "old" not in text.split()
     write(run)
     assert readme.read_text() == text
@@ -89,10 +90,27 @@ def test_text_outside_the_markers_is_free(run: Run):
     assert drift(run.root) == ""
 
 
-@pytest.mark.parametrize("text", ["# Title\n", f"{BEGIN}\n", f"{END}\n{BEGIN}\n"])
+@pytest.mark.parametrize("text", ["# Title\n", f"{OPENING}\n", f"{CLOSING}\n{OPENING}\n"])
 def test_missing_markers_are_named(run: Run, text: str):
     (run.root / "README.md").write_text(text)
     with pytest.raises(ReportError, match=r"README\.md: lacks the line <!-- table:(begin|end) -->"):
+        generate(run.root)
+
+
+def test_the_page_on_transfer_has_tables_of_its_own(run: Run):
+    page = run.root / "docs" / "transfer.md"
+    (run.root / "README.md").write_text(README)
+    run.commit(factory.all_cells())
+    write(run)
+    text = page.read_text()
+    lines = text.partition(BEGIN.format("embedding"))[2].partition(END.format("embedding"))[0].splitlines()
+    assert lines[1].startswith("| row | ") and lines[1].endswith(" | MACs | parameters | faster |")
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in lines[3:]]
+    assert set(rows) == set(factory.METHODS) - {"dense"}
+    page.write_text(text.replace("| standard | prune | ", "| standard | prune | 1"))
+    assert "transfer.md (from the records)" in drift(run.root)
+    (run.root / "reports/benchmarks/transfer-levels.json").write_text("{}")
+    with pytest.raises(ReportError, match="benchmarks.transfer_levels. writes it"):
         generate(run.root)
 
 

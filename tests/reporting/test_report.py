@@ -49,7 +49,7 @@ def test_corrupt_record_stops_the_report_and_leaves_the_old_one(run: Run):
 @pytest.mark.parametrize("drifted", [False, True])
 def test_check_fails_exactly_on_drift(run: Run, drifted: bool):
     readme = run.root / "README.md"
-    readme.write_text(f"{BEGIN}\n{END}\n")
+    readme.write_text(f"{BEGIN.format('table')}\n{END.format('table')}\n")
     run.commit(factory.all_cells())
     assert verb(run, "--readme").returncode == 0
     if drifted:
