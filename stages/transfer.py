@@ -113,7 +113,7 @@ def transfer_unit(
         assert isinstance(config, LayerConfig)
         result = train_locally(task, config, method.training, seed)
     else:
-        result = replace_blocks(task, dense, config, seed, steps, run)
+        result = replace_blocks(task, dense, config, budget, seed, steps, run)
     seconds = time.perf_counter() - start
     measured = task.evaluate(result.model, "test")
     values = {
@@ -129,7 +129,7 @@ def transfer_unit(
         "seconds": seconds,
     }
     if method.training is None and steps:
-        closed = replace_blocks(task, dense, config, seed, 0, run)
+        closed = replace_blocks(task, dense, config, budget, seed, 0, run)
         values["closed_form"] = task.evaluate(closed.model, "test")[task.quality_name]
     return values, changed_tensors(result.model, dense)
 
@@ -179,13 +179,13 @@ def replace_blocks(
     task: Task,
     dense: nn.Module,
     config: LayerConfig | dict[str, LayerConfig],
+    budget: float,
     seed: int,
     refine_steps: int,
     run: Run,
 ) -> eugen.Replacement:
     """The dense network with its blocks taken over by those of the configuration."""
-    budget = config.budget if isinstance(config, LayerConfig) else None
-    name = unit_name(seed, budget or 1.0) + ("" if refine_steps else ", closed form")
+    name = unit_name(seed, budget) + ("" if refine_steps else ", closed form")
     return eugen.replace(
         dense,
         config,

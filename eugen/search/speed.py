@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from eugen.layers.dense import DenseConfig
 from eugen.search.calibration import Call
 from eugen.search.choice import cheapest, choose_options
 from eugen.search.latency import Latencies, Measure, measure_blocks, measure_plan
+from eugen.search.propagation import rising
 from eugen.search.sensitivity import Option
 from eugen.search.target import Target, Unreachable
 from eugen.sites import FFNSite
@@ -92,7 +93,7 @@ class _Search:
         measure: Callable[[dict], float],
     ) -> None:
         self.sites, self.options, self.times, self.measure = sites, options, times, measure
-        self.costs = [list(times.options[site.name]) for site in sites]
+        self.costs = [_rising(options[site.name], times.options[site.name]) for site in sites]
         self.errors = [[o.output_effect for o in options[site.name]] for site in sites]
 
     def corrected(self, asked: float, progress: Callable[[str], None] | None) -> list[_Tried]:
@@ -133,6 +134,17 @@ class _Search:
             measured=measured,
             factor=saved / promised if promised > 0 else 0.0,
         )
+
+
+def _rising(options: Sequence[Option], times: Sequence[float]) -> list[float]:
+    """Times of which a method's larger sizes take no less: what else a clock says is noise."""
+    found = list(times)
+    for name in {option.sized.candidate for option in options}:
+        own = [i for i, option in enumerate(options) if option.sized.candidate == name]
+        own.sort(key=lambda i: options[i].sized.macs)
+        for i, value in zip(own, rising([times[i] for i in own]), strict=True):
+            found[i] = value
+    return found
 
 
 def _config(option: Option) -> Any:

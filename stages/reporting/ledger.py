@@ -1,4 +1,4 @@
-"""reports/ledger.md: each claim of the papers beside what the committed records say of it."""
+"""reports/ledger.md: each claim of the papers, and each question, beside what the committed records say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.reporting import ablations, findings, gpu, kernels, theory
+from stages.reporting import ablations, findings, gpu, kernels, own, theory
 from stages.reporting.findings import Finding, condense, needs
 from stages.reporting.full_size import open_at_full_size
 from stages.reporting.intervals import budgets
@@ -31,9 +31,9 @@ Evaluate = Callable[[Evidence], list[Finding]]
 
 @dataclass(frozen=True)
 class Entry:
-    """A claim of a paper or a question of its reviewers, and how records answer it."""
+    """A claim of a paper, or a question of its reviewers or our own, and how records answer it."""
 
-    kind: Literal["claim", "question"]
+    kind: Literal["claim", "question", "own"]
     text: str
     where: str
     evaluate: Evaluate
@@ -149,6 +149,18 @@ ENTRIES = [
         "reviews",
         lambda e: findings.in_transformers(e.outcomes),
     ),
+    Entry(
+        "own",
+        "Do conditional EUGens (experts) beat the best other row at equal MACs?",
+        "library",
+        lambda e: own.experts(e.outcomes),
+    ),
+    Entry(
+        "own",
+        "Is a choice for each block better than pruning them all, at equal MACs or, `auto_time`, equal time?",
+        "library",
+        lambda e: own.choice(e.outcomes),
+    ),
 ]
 
 HEAD = """# Claims ledger
@@ -175,11 +187,13 @@ def ledger(cells: list[CellRecord], scratch: Sequence[ScratchRecord] = ()) -> st
     trained = [kept for record in scratch if (kept := runs.quotable(record))]
     evidence = Evidence(quotable, [*of_cells(quotable), *of_scratch(trained)])
     found = [(entry, entry.findings(evidence)) for entry in ENTRIES]
-    questions = [[row[0], *row[2:]] for row in _rows("question", found)]
+    questions, ours = ([[row[0], *row[2:]] for row in _rows(kind, found)] for kind in ("question", "own"))
     lines = [HEAD, "## Claims of the papers", ""]
     lines += table(["claim", "where", "ours", "conditions", "verdict"], _rows("claim", found))
     lines += ["", "## Questions of the reviewers", ""]
     lines += table(["question", "ours", "conditions", "status"], questions)
+    lines += ["", "## Questions of our own", ""]
+    lines += table(["question", "ours", "conditions", "status"], ours)
     lines += ["", "## Goals on a GPU", "", GOALS, *gpu.goals()]
     lines += ["", "## All results", "", "Of every claim or question that has more than stands above."]
     for entry, results in found:

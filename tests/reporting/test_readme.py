@@ -164,6 +164,19 @@ def test_ledger_holds_every_entry_and_opens_without_records():
     assert len([row for row in rows if row.endswith("| open |")]) >= len(ENTRIES) - 1
 
 
+@pytest.mark.parametrize(("by", "said"), [(0.3, "better"), (-0.3, "worse")])
+def test_our_own_rows_stand_beside_the_best_of_the_others(by: float, said: str):
+    experts = factory.cell("embedding", "experts", layer={"layer": "eugen_experts"})
+    chosen = factory.cell("embedding", "auto", layer={"layer": "auto", "target": "macs"})
+    others = [factory.cell("embedding", name) for name in ("prune", "narrow", "eugen")]
+    text = ledger([shift(experts, by), shift(chosen, by), *others])
+    lines = text.partition("## Questions of our own")[2].splitlines()
+    rows = [line for line in lines if line.startswith(("| Do conditional", "| Is a choice"))]
+    assert len(rows) == 2
+    assert all(f"against prune: {said}; " in row and row.endswith("| measured |") for row in rows)
+    assert "experts" in rows[0] and "auto" in rows[1]
+
+
 def test_ledger_verdicts_follow_the_records():
     low = factory.cell("vision", "low_rank_aware")
     better, worse = (shift(factory.cell("vision", "eugen"), by) for by in (0.3, -0.3))

@@ -252,7 +252,7 @@ def test_a_profile_is_valid_and_names_itself(profile):
 
 def test_the_four_profiles_are_there_and_the_default_is_cpu():
     sizes = ["distance", "imagenet", "language", "radiance"]
-    parts = ["distance", "embedding", "kernel", "language", "local", "radiance"]
+    parts = ["distance", "embedding", "kernel", "language", "local", "radiance", "vision"]
     expected = {"cpu", "gpu", "smoke", "study", *(f"gpu_{size}" for size in sizes)}
     assert {path.stem for path in PROFILES} == expected | {f"study_{part}" for part in parts}
 

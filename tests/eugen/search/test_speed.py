@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from eugen import LinearConfig, PruneConfig
+from eugen import DenseConfig, LinearConfig, PruneConfig
 from eugen.search import Target, Unreachable, choose
+from eugen.search.candidates import Sized
 from eugen.search.latency import Latencies, Run, block_inputs, interleaved
+from eugen.search.sensitivity import Option
+from eugen.search.speed import _rising
 from eugen.sites import find_ffns
 from tests.eugen.models import bert, call_bert, chain, sentences, vectors
 from tests.eugen.search.networks import CountingClock, parallel
@@ -82,3 +85,13 @@ def test_the_real_clock_times_every_call():
     runs = [Run(chain(12, h).eval(), lambda m, x: m(x), torch.ones(3, 12)) for h in (16, 32, 48)]
     times = interleaved(runs)
     assert len(times) == 3 and min(times) > 0
+
+
+def test_a_larger_size_never_counts_as_the_faster():
+    """Noise of the clock would else make a method's larger layers look free."""
+
+    def option(name: str, macs: int) -> Option:
+        return Option(Sized(name, 0.1, DenseConfig(), macs, macs), 0.1, 0.1, measured=True)
+
+    options = [option("a", 10), option("a", 20), option("b", 15), option("a", 30), option("a", 40)]
+    assert _rising(options, [1.0, 3.0, 9.0, 2.0, 5.0]) == [1.0, 2.5, 9.0, 2.5, 5.0]
