@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,12 @@ from eugen.search.calibration import Call, as_dense_ran
 from eugen.sites import FFNSite
 from eugen.surgery import replace
 
-ROUNDS, LEAST_ROUNDS, SECONDS = 200, 5, 15.0
-"""Every call is timed so often, fewer times after so many seconds, but not fewer than the least.
+if TYPE_CHECKING:
+    from eugen.timing.clock import Clock
 
-Of 30 rounds, speed-ups of one small network of 30 ms differed by 6 % on an idle machine; of 100 by 3 %.
+PLACEMENTS, ROUNDS, LEAST_ROUNDS, SECONDS = 8, 24, 2, 15.0
+"""Places in memory; in each every call is timed so often, fewer times after its share of the seconds, but not
+fewer than the least. A model and its copy differ by several per cent (`eugen.timing.placements`).
 """
 
 
@@ -47,22 +49,41 @@ Measure = Callable[[Sequence[Run]], list[float]]
 
 
 def interleaved(runs: Sequence[Run]) -> list[float]:
-    """The median of each call over rounds of all of them, every other round backwards, without gradients."""
+    """The geometric mean over placements of each call's median there, without gradients.
+
+    Rounds of all calls, every other one backwards; the order in memory is drawn.
+    """
     from eugen.timing.clock import Clock
     from eugen.timing.latency import warm_up
+    from eugen.timing.placements import fresh_calls, placed
 
-    clock = Clock(_device(runs[0].module))
-    samples: list[list[float]] = [[] for _ in runs]
+    clock, generator = Clock(_device(runs[0].module)), torch.Generator()
+    generator.seed()  # by chance: the same places in every comparison would be no sample of places
+    factories = [placed(run.module, run.batch, run.call) for run in runs]
+    spacers: list[Tensor] = []
+    medians = []
     with torch.no_grad():
-        warm_up(*runs, clock=clock)
-        start = time.perf_counter()
-        for turn in range(ROUNDS):
-            if turn >= LEAST_ROUNDS and time.perf_counter() - start > SECONDS:
-                break
-            places = range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs)))
-            for place in places:
-                samples[place].append(clock.milliseconds(runs[place]))
-    return [statistics.median(own) for own in samples]
+        for _ in range(PLACEMENTS):
+            order = torch.randperm(len(runs), generator=generator).tolist()
+            made = fresh_calls((factories[i] for i in order), clock, generator, spacers)
+            calls = [made[order.index(i)] for i in range(len(runs))]
+            del made
+            warm_up(*calls, clock=clock)
+            medians.append([statistics.median(own) for own in _rounds(calls, clock)])
+            del calls  # before the next copies are made
+    return [statistics.geometric_mean(own) for own in zip(*medians, strict=True)]
+
+
+def _rounds(calls: list[Callable[[], Any]], clock: Clock) -> list[list[float]]:
+    """Milliseconds of each call in one placement."""
+    samples: list[list[float]] = [[] for _ in calls]
+    start = time.perf_counter()
+    for turn in range(ROUNDS):
+        if turn >= LEAST_ROUNDS and time.perf_counter() - start > SECONDS / PLACEMENTS:
+            break
+        for place in range(len(calls)) if turn % 2 == 0 else reversed(range(len(calls))):
+            samples[place].append(clock.milliseconds(calls[place]))
+    return samples
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,12 +130,23 @@ def _placed_calls(
     spacers: list[Tensor],
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Both calls, base first, made in this order or swapped, each behind new blocks of random size."""
+    first, second = fresh_calls((other, base) if swapped else (base, other), clock, generator, spacers)
+    return (second, first) if swapped else (first, second)
+
+
+def fresh_calls(
+    factories: Iterable[Factory], clock: Clock, generator: torch.Generator, spacers: list[Tensor]
+) -> list[Callable[[], Any]]:
+    """What the factories make, in this order, each behind new blocks of random size.
+
+    Args:
+        spacers: holds the blocks; keep it until the last placement is timed.
+    """
     made = []
-    for factory in (other, base) if swapped else (base, other):
+    for factory in factories:
         spacers += [_spacer(clock.device, generator) for _ in range(SPACERS)]
         made.append(clock.prepare(factory()))
-    first, second = made
-    return (second, first) if swapped else (first, second)
+    return made
 
 
 def _sampled(
