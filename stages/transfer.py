@@ -148,10 +148,12 @@ def chosen_layers(
     where = last_blocks(dense, task.settings.transfer.blocks)
     batches = task.calibration(seed, task.settings.transfer.calibration_tokens)
     example = task.example(task.settings.profile.batches[0])
+    like = None
     if method.target == "macs":
         target = Target(macs=budget)
     else:
-        speedup = speed_of(dense, PruneConfig(budget=budget), example, task.call, where=where)
+        like = PruneConfig(budget=budget)
+        speedup = speed_of(dense, like, example, task.call, where=where)
         run.progress(f"{unit_name(seed, budget)}: pruning is {speedup:.3f}x as fast as the dense network")
         if speedup <= 1:
             raise DoesNotApply(f"pruning to {budget:g} makes the network no faster here: {speedup:.3f}x")
@@ -163,6 +165,7 @@ def chosen_layers(
             target=target,
             call=task.call,
             example=example,
+            like=like,
             where=where,
             refine_steps=task.settings.transfer.refine_steps,
             seed=seed,

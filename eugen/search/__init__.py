@@ -14,7 +14,7 @@ from eugen.layers.dense import DenseConfig
 from eugen.plan import Plan
 from eugen.search.choice import cheapest, choose_options
 from eugen.search.figure import plan_svg, shares
-from eugen.search.latency import Measure, interleaved, measure_plan
+from eugen.search.latency import DENSE, Measure, Pace, interleaved, measure_plan
 from eugen.search.record import Chosen, figures
 from eugen.search.sensitivity import Option, Sensitivity
 from eugen.search.speed import Reached, for_speedup
@@ -40,6 +40,7 @@ def choose(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
     measure: Measure = interleaved,
+    like: LayerConfig | None = None,
 ) -> Plan:
     """The plan of least expected change of the model's output that keeps the target.
 
@@ -58,6 +59,8 @@ def choose(
         seed: for layers with random parts.
         progress: called with one line after each block.
         measure: the clock for `target.speedup`.
+        like: a layer that reaches `target.speedup` if it stands everywhere. Plans are then timed beside it
+            and not beside the dense model, and are as fast as it is, whatever the clock said of it before.
 
     Returns:
         Plan: blocks that stay dense are not named, unless all do. `figures` has the target, what is
@@ -88,7 +91,8 @@ def choose(
             reached = Reached(_for_fraction(target, sites, options, weights), None, {})
         else:
             batch = next(iter(calibration)) if example is None else example
-            reached = for_speedup(target, model, sites, options, batch, call, measure, progress)
+            pace = DENSE if like is None else Pace({site.name: like for site in sites}, target.speedup)
+            reached = for_speedup(target, model, sites, options, batch, call, measure, pace, progress)
     found = [Chosen(site, options[site.name], i) for site, i in zip(sites, reached.chosen, strict=True)]
     record = figures(target, found, weights, reached.predicted) | reached.figures
     record |= {"seconds": seconds, "forward_passes": study.passes}

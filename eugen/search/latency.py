@@ -145,16 +145,32 @@ def measure_blocks(
     )
 
 
+@dataclass(frozen=True)
+class Pace:
+    """A plan whose speed-up over the dense model is known, or set: others are timed beside it."""
+
+    configs: Mapping[str, LayerConfig]
+    speedup: float = 1.0
+
+
+DENSE = Pace({})
+
+
 def measure_plan(
-    model: nn.Module, configs: Mapping[str, LayerConfig], example: Any, call: Call, measure: Measure
+    model: nn.Module,
+    configs: Mapping[str, LayerConfig],
+    example: Any,
+    call: Call,
+    measure: Measure,
+    pace: Pace = DENSE,
 ) -> float:
-    """The speed-up of the model with untrained layers of this plan, both timed side by side."""
-    if not configs:
-        return 1.0
-    other = replace(model, configs).model
-    with evaluating(model), evaluating(other):
-        dense, new = measure([Run(model, call, example), Run(other, call, example)])
-    return dense / new
+    """The speed-up of the model with untrained layers of this plan, timed beside the pace."""
+    if configs == pace.configs:
+        return pace.speedup
+    known, new = (replace(model, each).model if each else model for each in (pace.configs, configs))
+    with evaluating(known), evaluating(new):
+        before, after = measure([Run(known, call, example), Run(new, call, example)])
+    return pace.speedup * before / after
 
 
 @torch.no_grad()

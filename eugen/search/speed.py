@@ -11,7 +11,7 @@ from torch import nn
 from eugen.layers.dense import DenseConfig
 from eugen.search.calibration import Call
 from eugen.search.choice import cheapest, choose_options
-from eugen.search.latency import Latencies, Measure, measure_blocks, measure_plan
+from eugen.search.latency import Latencies, Measure, Pace, measure_blocks, measure_plan
 from eugen.search.propagation import rising
 from eugen.search.sensitivity import Option
 from eugen.search.target import Target, Unreachable
@@ -59,9 +59,10 @@ def for_speedup(
     example: Any,
     call: Call,
     measure: Measure,
+    pace: Pace,
     progress: Callable[[str], None] | None,
 ) -> Reached:
-    """The plan of least effect that is measured to be fast enough.
+    """The plan of least effect that is measured to be fast enough, beside the pace.
 
     Raises:
         Unreachable: even the fastest plan is slower when it is measured.
@@ -69,7 +70,9 @@ def for_speedup(
     asked = target.value
     configs = {s.name: [_config(o) for o in options[s.name]] for s in sites}
     times = measure_blocks(model, sites, configs, example, call, measure)
-    search = _Search(sites, options, times, lambda plan: measure_plan(model, plan, example, call, measure))
+    search = _Search(
+        sites, options, times, lambda plan: measure_plan(model, plan, example, call, measure, pace)
+    )
     tried = search.corrected(asked, progress)
     if all(each.measured < SHORT * asked for each in tried):
         fastest = search.fastest()
