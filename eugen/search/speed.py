@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from statistics import median
 from typing import Any
 
 from torch import nn
@@ -21,6 +23,8 @@ CORRECTIONS = 3
 """Times that the cost model is corrected by a measured plan and solved again."""
 SHORT = 0.99
 """A measured speed-up counts as reached from this share of it on: a clock is no more exact."""
+LEAST_SIZES, NOISE = 4, 0.06
+"""With so many sizes a method's times are compared with a line; so near to it they are taken to lie on it."""
 FAR = 1.02
 """A plan this much faster than asked for gives away quality: it is corrected, too."""
 
@@ -96,7 +100,7 @@ class _Search:
         measure: Callable[[dict], float],
     ) -> None:
         self.sites, self.options, self.times, self.measure = sites, options, times, measure
-        self.costs = [_rising(options[site.name], times.options[site.name]) for site in sites]
+        self.costs = [_without_noise(options[site.name], times.options[site.name]) for site in sites]
         self.errors = [[o.output_effect for o in options[site.name]] for site in sites]
 
     def corrected(self, asked: float, progress: Callable[[str], None] | None) -> list[_Tried]:
@@ -139,15 +143,30 @@ class _Search:
         )
 
 
-def _rising(options: Sequence[Option], times: Sequence[float]) -> list[float]:
-    """Times of which a method's larger sizes take no less: what else a clock says is noise."""
+def _without_noise(options: Sequence[Option], times: Sequence[float]) -> list[float]:
+    """Times of a method's sizes on a straight line over their MACs, where they lie near it; they never fall.
+
+    The line is the median of those through two sizes (Theil and Sen). A size that is really slower, by the
+    tiles of a product, stands out of the noise and stays.
+    """
     found = list(times)
     for name in {option.sized.candidate for option in options}:
         own = [i for i, option in enumerate(options) if option.sized.candidate == name]
         own.sort(key=lambda i: options[i].sized.macs)
-        for i, value in zip(own, rising([times[i] for i in own]), strict=True):
+        values = _near_line([float(options[i].sized.macs) for i in own], [times[i] for i in own])
+        for i, value in zip(own, rising(values), strict=True):
             found[i] = value
     return found
+
+
+def _near_line(macs: list[float], times: list[float]) -> list[float]:
+    if len(macs) < LEAST_SIZES:
+        return times
+    points = list(zip(macs, times, strict=True))
+    slope = median((b - a) / (y - x) for (x, a), (y, b) in combinations(points, 2) if y > x)
+    start = median(time - slope * size for size, time in points)
+    line = [start + slope * size for size in macs]
+    return [on if abs(time - on) <= NOISE * on else time for time, on in zip(times, line, strict=True)]
 
 
 def _config(option: Option) -> Any:

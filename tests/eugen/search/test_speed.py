@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from eugen.search import Target, Unreachable, choose, speed_of
 from eugen.search.candidates import Sized
 from eugen.search.latency import Latencies, Run, block_inputs, interleaved
 from eugen.search.sensitivity import Option
-from eugen.search.speed import _rising
+from eugen.search.speed import _without_noise
 from eugen.sites import find_ffns
 from eugen.transfer import default_call
 from tests.eugen.models import bert, call_bert, chain, sentences, vectors
@@ -125,11 +126,27 @@ def test_the_real_clock_times_copies_in_several_places():
     assert len(places) > 1
 
 
+def times_of(*sizes: tuple[str, int, float]) -> list[float]:
+    """What the search takes for the times of these methods' sizes, by MACs."""
+    options = [
+        Option(Sized(name, 0.1, DenseConfig(), macs, macs), 0.1, 0.1, measured=True)
+        for name, macs, _ in sizes
+    ]
+    return _without_noise(options, [time for _, _, time in sizes])
+
+
 def test_a_larger_size_never_counts_as_the_faster():
     """Noise of the clock would else make a method's larger layers look free."""
+    found = times_of(("a", 10, 1.0), ("a", 20, 3.0), ("b", 15, 9.0), ("a", 30, 2.0))
+    assert found == [1.0, 2.5, 9.0, 2.5]
 
-    def option(name: str, macs: int) -> Option:
-        return Option(Sized(name, 0.1, DenseConfig(), macs, macs), 0.1, 0.1, measured=True)
 
-    options = [option("a", 10), option("a", 20), option("b", 15), option("a", 30), option("a", 40)]
-    assert _rising(options, [1.0, 3.0, 9.0, 2.0, 5.0]) == [1.0, 2.5, 9.0, 2.5, 5.0]
+def test_times_near_a_line_lie_on_it_and_a_slow_size_stays_slow():
+    noise = (1.01, 0.98, 1.03, 1.0, 0.97, 1.02, 0.99)
+    line = [2 + 0.1 * macs for macs in range(10, 80, 10)]
+    sizes = [("a", 10 * (i + 1), time * noise[i]) for i, time in enumerate(line)]
+    found = times_of(*sizes)
+    steps = [after - before for before, after in pairwise(found)]
+    assert steps == pytest.approx([steps[0]] * 6) and found == pytest.approx(line, rel=0.02)
+    sizes[3] = ("a", 40, 1.3 * line[3])
+    assert times_of(*sizes)[3] > 1.1 * line[3]
