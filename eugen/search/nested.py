@@ -52,7 +52,9 @@ class NestedFits:
         self.moments = Moments()
         for x, y, weight in data:
             self.moments.add(torch.cat([dense.features(x)[:, self.order], x], dim=1), y, weight)
-        self.inputs = torch.arange(dense.in_features) + len(scores)
+        self.neurons, self.inputs = torch.arange(
+            len(scores) + dense.in_features, device=self.order.device
+        ).tensor_split([len(scores)])
 
     @torch.no_grad()
     def fit(self, config: LayerConfig) -> FFNLayer:
@@ -75,7 +77,7 @@ class NestedFits:
 
     def _part(self, neurons: int, inputs: bool) -> Moments:
         last = self.inputs if inputs else self.inputs[:0]
-        return self.moments.part(torch.cat([torch.arange(neurons), last]))
+        return self.moments.part(torch.cat([self.neurons[:neurons], last]))
 
     def _beside_a_path(self, layer: PruneLinear) -> PruneLinear:
         """Neurons by what the inputs leave of them, the path by what the neurons leave of the outputs."""
@@ -87,7 +89,8 @@ class NestedFits:
         moment = covariance + torch.outer(mean, mean)
         path = directions_of(beside.solve()[0][:, count:], moment, self.output_weight)[:rank]
         layer.path.weight.copy_(path)
-        of_both = torch.block_diag(torch.eye(count, dtype=torch.float64), layer.path.weight.double())
+        rows = layer.path.weight.double()
+        of_both = torch.block_diag(torch.eye(count, dtype=rows.dtype, device=rows.device), rows)
         layer.set_readout(*beside.mapped(of_both).solve())
         return layer
 
@@ -98,10 +101,9 @@ class NestedFits:
     @cached_property
     def _unexplained(self) -> Tensor:
         """The neurons, most important first, by what is not a linear map of the inputs."""
-        neurons = torch.arange(len(self.order))
-        line, _ = self.moments.between(self.inputs, neurons).solve()
+        line, _ = self.moments.between(self.inputs, self.neurons).solve()
         _, covariance = self.moments.covariance()
-        whole, shared = covariance.diagonal()[neurons], covariance[neurons][:, self.inputs]
+        whole, shared = covariance.diagonal()[self.neurons], covariance[self.neurons][:, self.inputs]
         left = whole - 2 * (line * shared).sum(1) + (line @ self._input_covariance[1] * line).sum(1)
         if self.dense.down is not None:
             left = left * output_sizes(self.dense.down, self.output_weight)[self.order].square()
