@@ -73,19 +73,19 @@ class EffectMap:
     """
 
     def __init__(self, measured: dict[str, list[tuple[float, float]]]) -> None:
-        points = sorted((_log(e), _log(f)) for method in measured.values() for e, f in method)
+        points = sorted((log_of(e), log_of(f)) for method in measured.values() for e, f in method)
         if not points:
             raise ValueError("no size of any candidate was measured")
         self._errors = [e for e, _ in points]
         self._effects = rising([f for _, f in points])
         self._offsets: dict[str, list[tuple[float, float]]] = {}
         for method, own in measured.items():
-            logs = sorted((_log(e), _log(f)) for e, f in own)
+            logs = sorted((log_of(e), log_of(f)) for e, f in own)
             self._offsets[method] = [(e, f - self._common(e)) for e, f in logs]
 
     def __call__(self, method: str, error: float) -> float:
         """The effect expected of this method at this local error."""
-        place, offset = _log(error), 0.0
+        place, offset = log_of(error), 0.0
         own = self._offsets.get(method)
         if own:
             offset = interpolate(place, [e for e, _ in own], [o for _, o in own])
@@ -124,5 +124,6 @@ def interpolate(place: float, at: Sequence[float], values: Sequence[float]) -> f
     return values[-1]
 
 
-def _log(value: float) -> float:
+def log_of(value: float) -> float:
+    """The logarithm of an error or effect, which may be 0."""
     return math.log(max(value, LEAST))

@@ -31,7 +31,7 @@ from eugen.least_squares import fit_quality
 from eugen.search.calibration import Call, Chunk, Inputs, divided, observe
 from eugen.search.candidates import Sized, candidates_for, kept, sizes
 from eugen.search.nested import NestedFits, nests, solves_alone
-from eugen.search.propagation import LEAST, EffectMap, OutputChange, interpolate
+from eugen.search.propagation import EffectMap, OutputChange, interpolate, log_of
 from eugen.sites import FFNSite
 from eugen.surgery import block_generator
 from eugen.transfer import output_weight
@@ -138,7 +138,7 @@ class Sensitivity:
         found = {name: own for name, own in found.items() if name not in self.left_out}
         measured = {name: work.measure(own) for name, own in found.items()}
         reference = max((own for own in measured.values() if None not in own), key=len, default=[])
-        curve = [(math.log(each.sized.macs), _log(each.local_error)) for each in reference if each]
+        curve = [(math.log(each.sized.macs), log_of(each.local_error)) for each in reference if each]
         seen = {name: _interpolated(own, measured[name], curve) for name, own in found.items()}
         return work, found, seen
 
@@ -275,7 +275,7 @@ def _interpolated(
         return interpolate(place, [at for at, _ in curve], [error for _, error in curve]) if curve else 0.0
 
     places = [math.log(each.sized.macs) for each in known]
-    errors = [_log(each.local_error) for each in known]
+    errors = [log_of(each.local_error) for each in known]
     ratios = [min(errors[: i + 1]) - reference(place) for i, place in enumerate(places)]
     found = []
     for sized, each in zip(own, measured, strict=True):
@@ -286,10 +286,6 @@ def _interpolated(
             ratio = interpolate(place, places, ratios)
             found.append(_Seen(sized, math.exp(reference(place) + ratio)))
     return found
-
-
-def _log(error: float) -> float:
-    return math.log(max(error, LEAST))
 
 
 def _options(name: str, own: list[_Seen], effect_of: EffectMap, remaining: float) -> list[Option]:
