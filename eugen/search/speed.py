@@ -19,14 +19,14 @@ from eugen.search.sensitivity import Option
 from eugen.search.target import Target, Unreachable
 from eugen.sites import FFNSite
 
-CORRECTIONS = 3
+CORRECTIONS = 4
 """Times that the cost model is corrected by a measured plan and solved again."""
-SHORT = 0.99
-"""A measured speed-up counts as reached from this share of it on: a clock is no more exact."""
+TOLERANCE = 0.005
+"""A plan so much slower than asked for still counts, the clock is no more exact; one that is faster by more
+gives away quality and is corrected, too.
+"""
 LEAST_SIZES, NOISE = 4, 0.06
 """With so many sizes a method's times are compared with a line; so near to it they are taken to lie on it."""
-FAR = 1.02
-"""A plan this much faster than asked for gives away quality: it is corrected, too."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,21 @@ def for_speedup(
         Unreachable: even the fastest plan is slower when it is measured.
     """
     asked = target.value
+    enough = (1 - TOLERANCE) * asked
     configs = {s.name: [_config(o) for o in options[s.name]] for s in sites}
     times = measure_blocks(model, sites, configs, example, call, measure)
     search = _Search(
         sites, options, times, lambda plan: measure_plan(model, plan, example, call, measure, pace)
     )
     tried = search.corrected(asked, progress)
-    if all(each.measured < SHORT * asked for each in tried):
+    if all(each.measured < enough for each in tried):
         fastest = search.fastest()
         if all(each.chosen != fastest for each in tried):
             tried.append(search.try_plan(fastest, tried[-1].factor))
-        if tried[-1].measured < SHORT * asked:
+        if tried[-1].measured < enough:
             best = max(each.measured for each in tried)
             raise Unreachable(target, best, "measured; the rest of the model takes the remaining time")
-    best = min((t for t in tried if t.measured >= SHORT * asked), key=lambda t: (t.effect, -t.measured))
+    best = min((t for t in tried if t.measured >= enough), key=lambda t: (t.effect, -t.measured))
     return Reached(best.chosen, best.predicted, _figures(best, tried, times))
 
 
@@ -115,7 +116,7 @@ class _Search:
             last = tried[-1]
             if progress is not None:
                 progress(f"a plan for {last.predicted:.3f}x is measured at {last.measured:.3f}x")
-            if SHORT * asked <= last.measured <= FAR * asked or last.factor <= 0:
+            if abs(last.measured / asked - 1) <= TOLERANCE or last.factor <= 0:
                 break
             factor = last.factor
         return tried
