@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
@@ -29,7 +30,8 @@ class Plan:
     def to_json(self) -> str:
         """The plan as text; `from_json` gives an equal plan."""
         blocks = {name: config_data(config) for name, config in self.blocks.items()}
-        return json.dumps({"format": FORMAT, "blocks": blocks, "figures": dict(self.figures)}, indent=2)
+        data = {"format": FORMAT, "blocks": blocks, "figures": plain(self.figures)}
+        return json.dumps(data, indent=2, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -46,6 +48,15 @@ class Plan:
             raise ValueError(f"not a plan of format {FORMAT}")
         blocks = {name: config_from_data(section) for name, section in data["blocks"].items()}
         return cls(blocks, data["figures"])
+
+
+def plain(value: Any) -> Any:
+    """Values of JSON, which knows no NaN and no infinity: None in their place."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def config_data(config: LayerConfig) -> dict[str, Any]:

@@ -31,7 +31,12 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
     arrays = {"": read_npy(path)} if path.suffix == ".npy" else _read_safetensors(path)
     if not arrays:
         raise ValueError(f"{path} holds no array")
-    counts = {len(a) if a.ndim else 0 for a in arrays.values()}
+    for name, array in arrays.items():
+        if not array.ndim:
+            raise ValueError(
+                f"{path}: {name or 'the array'} is a single number; the first dimension counts examples"
+            )
+    counts = {len(a) for a in arrays.values()}
     if len(counts) > 1:
         shapes = ", ".join(f"{name} {tuple(a.shape)}" for name, a in arrays.items())
         raise ValueError(f"{path}: the first dimension counts the examples and must be equal: {shapes}")
@@ -57,7 +62,7 @@ def read_npy(path: Path) -> Tensor:
         dtype, shape, fortran = header["descr"], header["shape"], header["fortran_order"]
     except (ValueError, SyntaxError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    if dtype not in DTYPES or fortran:
+    if not isinstance(dtype, str) or dtype not in DTYPES or fortran:
         said = "in Fortran order" if fortran else f"of dtype {dtype!r}"
         raise ValueError(f"{path} is {said}: save it in C order as one of {', '.join(DTYPES)}")
     count = torch.Size(shape).numel()

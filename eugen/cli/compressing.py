@@ -7,10 +7,12 @@ import platform
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 import typer
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from eugen.cli.card import card
 from eugen.cli.data import SPLIT_SEED, Data, call, open_data
@@ -22,11 +24,13 @@ from eugen.cli.sources import Source, open_source
 from eugen.cli.tables import aligned, results
 from eugen.compression.compress import Compressed, carry_out, plan_for
 from eugen.compression.levels import LEVELS, Level
-from eugen.compression.saved import require_free, save, state_hash
+from eugen.compression.saved import file_hash, require_free, save, state_hash, values_hash
 from eugen.config import LayerConfig
 from eugen.layers import layers
 from eugen.plan import Plan, config_data
 from eugen.search.target import Target
+from eugen.sites import find_ffns
+from eugen.sites.faults import check_weights, nothing_found
 from eugen.timing.clock import is_here
 from eugen.timing.spec import parse
 
@@ -55,6 +59,7 @@ class Request:
         return {
             "source": self.source,
             "weights_sha256": state_hash(source.model),
+            "behaviour_sha256": behaviour_hash(source, data.example),
             "data_sha256": data.sha256,
             "target": dataclasses.asdict(self.target),
             "row": AUTO if self.row is None else config_data(self.row),
@@ -69,8 +74,20 @@ class Request:
         }
 
 
+def behaviour_hash(source: Source, example: Any) -> str:
+    """SHA-256 of what the model's code makes of its weights, an output, and of its tokenizer."""
+    with torch.no_grad():
+        found = tree_leaves(call(source.model, example))
+    outputs = (leaf for leaf in found if isinstance(leaf, Tensor))
+    values: dict[str, Tensor | str] = {f"output {i}": tensor for i, tensor in enumerate(outputs)}
+    for name in ("config.json", "tokenizer.json"):
+        if source.folder is not None and (source.folder / name).is_file():
+            values[name] = file_hash(source.folder / name)
+    return values_hash(values)
+
+
 def row_of(text: str) -> LayerConfig | None:
-    """The configuration of a row's name, with options in brackets; None for `auto`.
+    """The configuration of a row's name, with options in brackets, a row's name among them; None for `auto`.
 
     Raises:
         ValueError: an unknown row or option.
@@ -85,6 +102,10 @@ def row_of(text: str) -> LayerConfig | None:
     for option in options:
         if option not in fields:
             raise unknown(f"option of row {name}", option, fields)
+    types = get_type_hints(known[name])
+    for option in options:
+        if types[option] is LayerConfig and (inner := row_of(str(options[option]))) is not None:
+            options[option] = inner
     return known[name](**options)
 
 
@@ -122,6 +143,10 @@ def run(request: Request) -> None:
     require_free(request.out)
     require_device(request.device)
     source = open_source(request.source, request.weights)
+    sites = find_ffns(source.model)
+    if not sites:
+        raise ValueError(nothing_found(source.model))
+    check_weights(source.model, sites, fitted=True, refined=request.level.refine_steps > 0)
     source.model.to(request.device)
     data = open_data(
         request.data,

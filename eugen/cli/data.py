@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +26,15 @@ PART, MOST_VALIDATION, MOST_TEST = 10, 512, 2048
 
 
 class Examples(NamedTuple):
-    """What a file holds: `count` examples of certain lengths, and how to make a batch of some of them."""
+    """What a file holds: examples of certain lengths, and how to make a batch of some of them.
+
+    `outermost` are those with the least and the largest whole number, which index something in the model.
+    """
 
     kind: str
     lengths: list[int]
     make: Callable[[list[int]], Any]
+    outermost: list[int] = []  # noqa: RUF012, never changed
 
 
 class Batches(Sequence[Any]):
@@ -103,13 +107,21 @@ def open_data(path: Path, source: Source, *, batch: int | None, max_tokens: int,
     largest = max(calibration, key=lambda rows: len(rows) * examples.lengths[rows[0]])
     example = make(largest)
     _check_fit(path, source, example)
+    if examples.outermost:
+        _check_fit(path, source, make(examples.outermost))
+    validation, tested = (
+        Batches(_groups(rows, examples.lengths, size), make) for rows in (order[test:chosen], order[:test])
+    )
+    if examples.kind == "images":
+        for row in order[:chosen]:
+            make([row])  # what is measured last is read first: a broken image ends no finished work
     return Data(
         path=path,
         kind=examples.kind,
         sha256=data_hash(path),
         calibration=Batches(calibration, make),
-        validation=Batches(_groups(order[test:chosen], examples.lengths, size), make),
-        test=Batches(_groups(order[:test], examples.lengths, size), make),
+        validation=validation,
+        test=tested,
         example=example,
     )
 
@@ -162,7 +174,7 @@ def _read(path: Path, source: Source, max_tokens: int) -> Examples:
 
 
 def _text(path: Path, source: Source, max_tokens: int) -> Examples:
-    """Lines as token ids; empty ones and repetitions are left out, so that no part holds another's line."""
+    """Lines as token ids; empty ones and those of equal ids are left out, so that no part holds another's."""
     if source.folder is None or not (source.folder / "tokenizer.json").is_file():
         raise ValueError(
             f"--data {path} is text, and {source.spec} has no tokenizer.json; it takes {source.takes}"
@@ -179,8 +191,8 @@ def _text(path: Path, source: Source, max_tokens: int) -> Examples:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"--data {path} is no text in UTF-8 ({error.reason}): give {KINDS}") from None
-    distinct = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    ids = [encoded.ids for encoded in tokenizer.encode_batch(distinct) if encoded.ids]
+    encoded = tokenizer.encode_batch([line.strip() for line in lines if line.strip()])
+    ids = [list(row) for row in dict.fromkeys(tuple(each.ids) for each in encoded) if row]
     largest, vocabulary = max(map(max, ids), default=0), getattr(config, "vocab_size", None)
     if vocabulary is not None and largest >= vocabulary:
         raise ValueError(
@@ -232,7 +244,7 @@ def _inputs(path: Path, source: Source) -> Examples:
             raise ValueError(f"--data {path}: {name or 'the array'} holds NaN or infinity")
     if len(arrays) == 1:
         [array] = arrays.values()
-        return Examples("inputs", [1] * len(array), lambda rows: array[rows])
+        return Examples("inputs", [1] * len(array), lambda rows: array[rows], _outermost([array]))
     parameters = inspect.signature(source.model.forward).parameters
     strange = [name for name in arrays if name not in parameters]
     if strange:
@@ -241,7 +253,18 @@ def _inputs(path: Path, source: Source) -> Examples:
             f"{strange[0]!r} is none of them"
         )
     count = len(next(iter(arrays.values())))
-    return Examples("inputs", [1] * count, lambda rows: {name: array[rows] for name, array in arrays.items()})
+    return Examples(
+        "inputs",
+        [1] * count,
+        lambda rows: {name: array[rows] for name, array in arrays.items()},
+        _outermost(arrays.values()),
+    )
+
+
+def _outermost(arrays: Iterable[Tensor]) -> list[int]:
+    """The examples with the least and the largest values of the arrays of whole numbers."""
+    whole = [a.reshape(len(a), -1) for a in arrays if not a.is_floating_point() and a.numel()]
+    return sorted({int(f(a) // a.shape[1]) for a in whole for f in (torch.argmin, torch.argmax)})
 
 
 def _check_fit(path: Path, source: Source, batch: Any) -> None:

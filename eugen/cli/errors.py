@@ -25,6 +25,8 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
+        except typer.Exit:  # it has said why
+            raise
         except (ValueError, OSError) as error:
             _stop(error, _one_line(error), USAGE, options["debug"])
         except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import suppress
@@ -18,11 +19,13 @@ from eugen.plan import Plan
 from eugen.surgery import FittedBlock
 
 SOURCE = Path(__file__).resolve().parents[1]
+KEPT = {".safetensors", ".json", ".tmp"}
 
 
 def partial_root(out: Path) -> Path:
     """The folder beside `out` that holds unfinished work."""
-    return out.parent / f"{out.name}.partial"
+    place = out.resolve()
+    return place.parent / f"{place.name}.partial"
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
@@ -96,8 +99,13 @@ class FinishedBlocks(MutableMapping[str, FittedBlock]):
 
 
 def discard(out: Path) -> None:
-    """Delete the unfinished work of an output folder, whatever its settings were."""
-    shutil.rmtree(partial_root(out), ignore_errors=True)
+    """Delete the unfinished work of an output folder, whatever its settings were, and nothing else."""
+    root = partial_root(out)
+    for folder in root.glob("*"):
+        if re.fullmatch("[0-9a-f]{16}", folder.name) and all(f.suffix in KEPT for f in folder.glob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        root.rmdir()
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -136,6 +136,8 @@ def _hf(spec: str, rest: str, weights: Path | None, structure: bool) -> Source:
         else:
             loader = getattr(transformers, named) if named else transformers.AutoModel
             model = loader.from_pretrained(folder, local_files_only=True)
+            if any(weight.dtype is torch.float16 for weight in model.parameters()):
+                model = model.float()  # fits and refinement need its range
     except Exception as error:
         raise ValueError(f"SOURCE {spec!r}: transformers cannot load {folder}: {error}") from error
     made = f"config = transformers.AutoConfig.from_pretrained({str(folder)!r})"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
+from torch import nn
 
 from eugen.cli.compressing import require_device
 from eugen.cli.data import Data, data_hash, open_data
@@ -17,6 +17,7 @@ from eugen.cli.sources import Source, open_source
 from eugen.cli.tables import aligned, results
 from eugen.compression.saved import load, read_config, read_plan, state_hash
 from eugen.ffn import FFNLayer
+from eugen.plan import Plan
 
 
 def run(folder: Path, source: str | None, data: Path | None, weights: Path | None, device: str) -> None:
@@ -39,7 +40,7 @@ def run(folder: Path, source: str | None, data: Path | None, weights: Path | Non
     found = measure(original.model, compressed, held_out.test, held_out.example, device)
     typer.echo(aligned(results(found)))
     wrong = differences(config["quality"], found["quality"])
-    wrong += _other_macs(compressed, plan.figures)
+    wrong += _other_macs(compressed, plan)
     if found["cost"]["compressed"]["macs"] != config["cost"]["compressed"]["macs"]:
         was, now = config["cost"]["compressed"]["macs"], found["cost"]["compressed"]["macs"]
         wrong.append(f"MACs of the batch were {was} and are {now}")
@@ -77,15 +78,11 @@ def _held_out(folder: Path, config: dict[str, Any], source: Source, path: Path |
     return open_data(path, source, batch=recorded["batch"], max_tokens=recorded["max_tokens"], device=device)
 
 
-def _other_macs(model: torch.nn.Module, figures: Any) -> list[str]:
+def _other_macs(model: nn.Module, plan: Plan) -> list[str]:
     """The plan's MACs of one token where the layers have others."""
-    recorded = figures.get("replaced_macs_per_token")
-    outer: list[str] = []
-    now = 0
-    for name, module in model.named_modules():
-        if isinstance(module, FFNLayer) and not any(name.startswith(f"{o}.") or o == "" for o in outer):
-            outer.append(name)
-            now += module.macs_per_token
+    recorded = plan.figures.get("replaced_macs_per_token")
+    layers = [module for name in plan.blocks if isinstance(module := model.get_submodule(name), FFNLayer)]
+    now = sum(layer.macs_per_token for layer in layers)
     if recorded == now:
         return []
     return [f"the plan says {recorded} MACs of one token in the replaced blocks, the layers have {now}"]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from eugen.capture import evaluating
-from eugen.config import BudgetTooSmall, LayerConfig
+from eugen.config import BudgetTooSmall, LayerConfig, UnsuitableBlock
 from eugen.ffn import FFNLayer
 from eugen.search.target import Target, Unreachable
 from eugen.sites import FFNSite
@@ -27,13 +27,28 @@ def built(sites: Sequence[FFNSite], config: LayerConfig) -> list[FFNLayer]:
 
 
 def _least_budget(sites: Sequence[FFNSite], row: LayerConfig) -> float:
-    """The smallest budget, in thousandths, that buys something in every block."""
+    """The smallest budget, in thousandths, that buys something in every block.
+
+    Raises:
+        ValueError: the row names its size itself, or its least layer costs more than a block.
+    """
     budget = 0.001
     while True:
         try:
             built(sites, dataclasses.replace(row, budget=budget))
         except BudgetTooSmall as error:
-            budget = min(1.0, max(error.least, budget + 0.001))
+            least = max(error.least, budget + 0.001)
+            if least > 1:
+                raise ValueError(
+                    f"the least layer of {row.name!r} costs {error.least:g} times a block: take another row"
+                ) from None
+            budget = least
+        except UnsuitableBlock:
+            raise
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; a target of parameters or speed decides the size, so leave it out of {row}"
+            ) from None
         else:
             return budget
 

@@ -16,7 +16,9 @@ from eugen.compression.levels import LEVELS, Level
 from eugen.compression.tokens import enough, take
 from eugen.config import LayerConfig
 from eugen.ffn import FFNLayer
+from eugen.least_squares import HELD_OUT
 from eugen.plan import Plan
+from eugen.search.block import FITTED_TOKENS
 from eugen.search.target import Target
 from eugen.sites import find_ffns
 from eugen.sites.faults import nothing_found
@@ -26,8 +28,8 @@ from eugen.transfer import default_call
 Call = Callable[[nn.Module, Any], Any]
 Progress = Callable[[str], None]
 
-SEARCH_TOKENS = 25
-"""Calibration tokens for each neuron of the widest block that the choice for each block reads."""
+SEARCH_TOKENS, MOST_SEARCH_TOKENS = 25, FITTED_TOKENS * HELD_OUT // (HELD_OUT - 1)
+"""Calibration tokens for each neuron of a block that the choice reads; what it fits and holds out at most."""
 HELD_BACK = 8
 """Every eighth batch is for choosing where distillation is given no other data."""
 
@@ -139,7 +141,7 @@ def plan_for(
     if row is None:
         from eugen.search import choose
 
-        wanted = SEARCH_TOKENS * max(site.dense.hidden_features for site in sites)
+        wanted = {s.name: min(SEARCH_TOKENS * s.dense.hidden_features, MOST_SEARCH_TOKENS) for s in sites}
         taken, _ = take(model, sites, calibration, wanted, call or default_call)
         options = {"call": call, "example": example, "seed": seed, "progress": progress}
         return choose(model, taken, target=target, refine_steps=level_of(level).refine_steps, **options)
@@ -173,7 +175,7 @@ def carry_out(
     if level.distill_steps and validation is None:
         train, validation = _held_back(calibration)
     batches, measured = enough(model, plan.blocks, train, level, call, progress)
-    start = time.perf_counter()
+    start, before = time.perf_counter(), len(finished or ())
     done = replace(
         model,
         plan.blocks,
@@ -185,6 +187,7 @@ def carry_out(
         finished=finished,
     )
     measured["transfer_seconds"] = time.perf_counter() - start
+    measured["blocks_finished_before"] = before
     measured["fit_r2"] = {site.name: site.fit_r2 for site in done.sites}
     student = done.model
     if level.distill_steps:
@@ -220,7 +223,7 @@ def figures(model: nn.Module, sites: Sequence[ReplacedSite]) -> dict[str, Any]:
         "ffn_macs_per_token_dense": macs,
         "ffn_parameters": sum(layer.num_parameters() for layer in ours),
         "ffn_parameters_dense": params,
-        "macs_ratio": sum(layer.macs_per_token for layer in ours) / macs,
+        "macs_per_token_ratio": sum(layer.macs_per_token for layer in ours) / macs,
         "parameters_ratio": sum(layer.num_parameters() for layer in ours) / params,
     }
 

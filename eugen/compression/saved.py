@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from eugen.compression.compress import Compressed
-from eugen.plan import Plan
+from eugen.plan import Plan, plain
 from eugen.surgery import replace
 
 FORMAT = 1
@@ -46,7 +47,7 @@ def save(
     """
     from safetensors.torch import save_file
 
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # what a link leads to; a link itself cannot be replaced by a folder
     if isinstance(model, Compressed):
         model, plan = model.model, model.plan if plan is None else plan
     if plan is None:
@@ -60,7 +61,7 @@ def save(
         (made / PLAN).write_text(plan.to_json() + "\n", encoding="utf-8")
         files = {name: file_hash(made / name) for name in (WEIGHTS, PLAN)}
         data = {"format": FORMAT, "class": type(model).__name__, "tied": tied, "files": files}
-        text = json.dumps(data | dict(config or {}), indent=2, ensure_ascii=False)
+        text = json.dumps(plain(data | dict(config or {})), indent=2, ensure_ascii=False, allow_nan=False)
         (made / CONFIG).write_text(text + "\n", encoding="utf-8")
         if card is not None:
             (made / CARD).write_text(card, encoding="utf-8")
@@ -138,9 +139,16 @@ def read_plan(folder: Path) -> Plan:
 
 
 def require_free(folder: Path) -> None:
-    """Raise ValueError where something would be overwritten."""
+    """Raise ValueError where something would be overwritten, or no folder can be put in that place."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already: name another folder, or delete it")
+    place = folder.resolve()
+    if place == Path.cwd() or place.is_mount():
+        what = "mounted" if place.is_mount() else "the folder you are in"
+        raise ValueError(f"{folder} is {what}, and is written whole in one go: name a new folder inside it")
+    above = next(each for each in place.parents if each.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder} cannot be made: {above} is no folder that you may write to")
 
 
 def file_hash(path: Path) -> str:
@@ -150,9 +158,21 @@ def file_hash(path: Path) -> str:
 
 
 def state_hash(model: nn.Module) -> str:
-    """SHA-256 of a model's state: names, dtypes, shapes and values."""
+    """SHA-256 of a model's state: names, dtypes, shapes and values.
+
+    Raises:
+        ValueError: the state holds something else than tensors.
+    """
+    return values_hash(_tensors_of(model))
+
+
+def values_hash(values: Mapping[str, Tensor | str]) -> str:
+    """SHA-256 of named tensors and texts."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(values.items()):
+        if isinstance(tensor, str):
+            digest.update(f"{name} {tensor}\n".encode())
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         if flat.numel():
@@ -161,12 +181,23 @@ def state_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    state = model.state_dict()
+    other = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
+    if other is not None:
+        raise ValueError(
+            f"the model's {other} is no tensor but {type(state[other]).__name__}, which is not saved: "
+            "compress the model before it is quantised"
+        )
+    return state
+
+
 def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Each tensor of the state once, in memory of its own, and the other names of those that have several."""
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[Any, str] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in _tensors_of(model).items():
         place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
         if tensor.numel() and place in first:
             tied[name] = first[place]

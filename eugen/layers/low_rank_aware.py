@@ -68,12 +68,13 @@ def second_moment(data: TokenStream, of: Callable[[Tensor], Tensor]) -> Float[Te
 
 
 def moment_root(moment: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-    """Lower Cholesky factors of second moments, slightly ridged.
+    """Lower Cholesky factors of second moments, slightly ridged; the identity where all values are 0.
 
     Raises:
         ValueError: no ridge makes one positive definite.
     """
-    ridge = 1e-6 * moment.diagonal(dim1=-2, dim2=-1).mean()
+    mean = moment.diagonal(dim1=-2, dim2=-1).mean()
+    ridge = 1e-6 * torch.where(mean == 0, 1e6, mean)
     identity = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
     for _ in range(12):
         root, failed = torch.linalg.cholesky_ex(moment + ridge * identity)

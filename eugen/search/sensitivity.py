@@ -18,30 +18,21 @@ over `JUDGING_TOKENS` of their tokens (`Sensitivity.passes` counts batches).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from eugen.config import LayerConfig
-from eugen.ffn import FFNLayer
-from eugen.least_squares import fit_quality
-from eugen.search.calibration import Call, Chunk, Inputs, divided, observe
+from eugen.search.block import BlockStudy, Seen
+from eugen.search.calibration import Call, divided, observe
 from eugen.search.candidates import Sized, candidates_for, kept, sizes
-from eugen.search.nested import NestedFits, nests, solves_alone
 from eugen.search.propagation import EffectMap, OutputChange, interpolate, log_of
 from eugen.sites import FFNSite
-from eugen.surgery import block_generator
 from eugen.transfer import output_weight
 
-FITTED_BUDGETS = (0.1, 0.3, 0.6)
-"""Near these the output's change is measured; methods without nested sizes are fitted there only."""
-MEASURED_BUDGET = (0.3,)
-"""Near this one the output's change is measured of a method without nested sizes."""
-FITTED_TOKENS = 16384
-"""At most so many tokens are fitted to."""
 FAR = 1.2
 """So many times the least error for about the same MACs, or fewer, is far behind."""
 ABOUT = 1.1
@@ -66,15 +57,6 @@ class Option:
     local_error: float
     output_effect: float
     measured: bool
-
-
-@dataclass
-class _Seen:
-    """Measured so far for one size: its local error, and the effect if the network was run."""
-
-    sized: Sized
-    local_error: float
-    effect: float | None = None
 
 
 class Sensitivity:
@@ -105,7 +87,7 @@ class Sensitivity:
         """What refinement leaves of each candidate's error, by its name; 1 where it was not tried."""
         self.left_out: set[str] = set()
         """Candidates that are looked at in no further block."""
-        self._measured: dict[str, dict[str, list[_Seen]]] = {}
+        self._measured: dict[str, dict[str, list[Seen]]] = {}
         fitted, held_out = divided(calibration)
         self.fitted = observe(model, sites, fitted, call)
         self.held_out = observe(model, sites, held_out, call)
@@ -131,16 +113,38 @@ class Sensitivity:
             self.left_out = left_out | far_behind(seen, self.remaining)
         self._measured[site.name] = seen
 
-    def _measure(self, site: FFNSite) -> tuple[_Block, dict[str, list[Sized]], dict[str, list[_Seen]]]:
+    def _measure(self, site: FFNSite) -> tuple[BlockStudy, dict[str, list[Sized]], dict[str, list[Seen]]]:
         """The work on a block, its candidates, and what was measured of them."""
-        work = _Block(site, output_weight(site, self.model), self.held_out[site.name].stream(), self)
+        work = BlockStudy(site, output_weight(site, self.model), self.held_out[site.name].stream(), self)
         found = sizes(site.dense, candidates_for(site.dense, self.given))
         found = {name: own for name, own in found.items() if name not in self.left_out}
-        measured = {name: work.measure(own) for name, own in found.items()}
+        measured = self._measured_sizes(work, found)
         reference = max((own for own in measured.values() if None not in own), key=len, default=[])
         curve = [(math.log(each.sized.macs), log_of(each.local_error)) for each in reference if each]
-        seen = {name: _interpolated(own, measured[name], curve) for name, own in found.items()}
-        return work, found, seen
+        seen = {name: _interpolated(found[name], own, curve) for name, own in measured.items()}
+        return work, {name: found[name] for name in seen}, seen
+
+    def _measured_sizes(
+        self, work: BlockStudy, found: dict[str, list[Sized]]
+    ) -> dict[str, list[Seen | None]]:
+        """Every candidate's sizes; a default one that cannot be fitted here is left out with a warning.
+
+        Raises:
+            ValueError: a candidate that was given, or all of them, cannot be fitted.
+        """
+        measured: dict[str, list[Seen | None]] = {}
+        failed: list[ValueError] = []
+        for name, own in found.items():
+            try:
+                measured[name] = work.measure(own)
+            except ValueError as error:
+                if self.given is not None:
+                    raise
+                failed.append(error)
+                warnings.warn(f"{name} is no candidate for block {work.site.name}: {error}", stacklevel=2)
+        if failed and not measured:
+            raise failed[0]
+        return measured
 
     def options(self, site: FFNSite) -> list[Option]:
         """What may take this block's place: all sizes of all candidates, and the block itself last."""
@@ -162,79 +166,7 @@ class Sensitivity:
         ] + [whole]
 
 
-class _Block:
-    """The work on one block."""
-
-    def __init__(
-        self, site: FFNSite, gamma: Tensor | None, held_out: list[Chunk], whole: Sensitivity
-    ) -> None:
-        self.site, self.gamma, self.held_out, self.whole = site, gamma, held_out, whole
-        self.inputs: Inputs = whole.fitted[site.name]
-        self.change = whole.change.alone(site)
-        self._nested: NestedFits | None = None
-        self._thinned: list[Chunk] | None = None
-
-    def measure(self, own: list[Sized]) -> list[_Seen | None]:
-        """One method at its sizes: fitted where it is cheap, the network run at a few of them."""
-        fitted, measured = _nearest(own, FITTED_BUDGETS), _nearest(own, MEASURED_BUDGET)
-        seen: list[_Seen | None] = [None] * len(own)
-        for index, each in enumerate(own):
-            everywhere = solves_alone(each.config)
-            if index not in fitted and not everywhere:
-                continue
-            layer = self._fit(each.config)
-            error = self._local_error(layer)
-            if not math.isfinite(error):
-                continue
-            seen[index] = _Seen(each, error)
-            if index in (fitted if everywhere else measured):
-                effect = self.change(layer)
-                self.whole.passes["held-out batches"] += len(self.whole.change.batches)
-                seen[index] = _Seen(each, error, effect if math.isfinite(effect) else None)
-        return seen
-
-    def _fit(self, config: LayerConfig) -> FFNLayer:
-        if nests(config):
-            if self._nested is None:
-                self._nested = NestedFits(self.site.dense, self._thin(), self.gamma)
-            return self._nested.fit(config)
-        data = self._thin()
-        generator = block_generator(self.whole.seed, self.site)
-        with torch.no_grad():
-            return config.fit(self.site.dense, data, generator=generator, output_weight=self.gamma)
-
-    def remaining(self, own: list[Sized]) -> float:
-        """The share of a method's error at about the middle size that refinement leaves."""
-        (middle,) = _nearest(own, MEASURED_BUDGET)
-        config = own[middle].config
-        layer = self._fit(config)
-        before = self._local_error(layer)
-        if not (math.isfinite(before) and before > 0 and any(p.requires_grad for p in layer.parameters())):
-            return 1.0
-        refined = config.refine(
-            layer,
-            self.site.dense,
-            self._thin(),
-            steps=self.whole.refine_steps,
-            generator=block_generator(self.whole.seed, self.site),
-            output_weight=self.gamma,
-        )
-        after = self._local_error(refined)
-        return min(1.0, after / before) if math.isfinite(after) else 1.0
-
-    def _thin(self) -> list[Chunk]:
-        if self._thinned is None:
-            self._thinned = self.inputs.stream(FITTED_TOKENS)
-        return self._thinned
-
-    def _local_error(self, layer: FFNLayer) -> float:
-        """1 − R²; 0 for a block whose outputs do not vary, which any layer with a bias gives."""
-        layer.eval()
-        r2 = fit_quality(layer, self.held_out, self.gamma)
-        return 0.0 if math.isnan(r2) else max(0.0, 1 - r2)
-
-
-def far_behind(seen: dict[str, list[_Seen]], remaining: Mapping[str, float]) -> set[str]:
+def far_behind(seen: dict[str, list[Seen]], remaining: Mapping[str, float]) -> set[str]:
     """Candidates with `FAR` times the error, at every size, of another of about as many MACs or fewer."""
     errors = {
         name: [(each.sized.macs, remaining.get(name, 1.0) * each.local_error) for each in own]
@@ -253,14 +185,9 @@ def _evenly(batches: list[Any], share: float) -> list[Any]:
     return [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
 
 
-def _nearest(own: list[Sized], budgets: Sequence[float]) -> set[int]:
-    """The sizes closest to these budgets in ratio."""
-    return {min(range(len(own)), key=lambda i: abs(math.log(own[i].budget / b))) for b in budgets}
-
-
 def _interpolated(
-    own: list[Sized], measured: list[_Seen | None], curve: list[tuple[float, float]]
-) -> list[_Seen]:
+    own: list[Sized], measured: list[Seen | None], curve: list[tuple[float, float]]
+) -> list[Seen]:
     """Sizes between those that were fitted; an error never rises with the size.
 
     Args:
@@ -284,11 +211,11 @@ def _interpolated(
             found.append(each)
         elif places[0] < place < places[-1]:
             ratio = interpolate(place, places, ratios)
-            found.append(_Seen(sized, math.exp(reference(place) + ratio)))
+            found.append(Seen(sized, math.exp(reference(place) + ratio)))
     return found
 
 
-def _options(name: str, own: list[_Seen], effect_of: EffectMap, remaining: float) -> list[Option]:
+def _options(name: str, own: list[Seen], effect_of: EffectMap, remaining: float) -> list[Option]:
     """Effects of all sizes, of which refinement leaves a share; a larger size never counts as the worse."""
     found, least = [], math.inf
     for each in own:

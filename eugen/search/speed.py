@@ -53,6 +53,8 @@ class _Tried:
     predicted: float
     measured: float
     factor: float
+    taken: float
+    """Milliseconds of its blocks by the cost model."""
 
 
 def for_speedup(
@@ -78,7 +80,7 @@ def for_speedup(
     search = _Search(
         sites, options, times, lambda plan: measure_plan(model, plan, example, call, measure, pace)
     )
-    tried = search.corrected(asked, progress)
+    tried = search.corrected(asked, search.known(pace), progress)
     if all(each.measured < enough for each in tried):
         fastest = search.fastest()
         if all(each.chosen != fastest for each in tried):
@@ -104,13 +106,25 @@ class _Search:
         self.costs = [_without_noise(options[site.name], times.options[site.name]) for site in sites]
         self.errors = [[o.output_effect for o in options[site.name]] for site in sites]
 
-    def corrected(self, asked: float, progress: Callable[[str], None] | None) -> list[_Tried]:
-        """Plans, each solved for what the one before it was measured to save, until one is close."""
-        tried: list[_Tried] = []
-        factor = 1.0
+    def known(self, pace: Pace) -> list[_Tried]:
+        """The pace itself, where its layers are options: a plan whose speed-up nobody has to measure."""
+        chosen = []
+        for site in self.sites:
+            configs = [option.sized.config for option in self.options[site.name]]
+            if pace.configs.get(site.name) not in configs:
+                return []
+            chosen.append(configs.index(pace.configs[site.name]))
+        return [self.try_plan(chosen, 1.0)]
+
+    def corrected(
+        self, asked: float, known: list[_Tried], progress: Callable[[str], None] | None
+    ) -> list[_Tried]:
+        """Plans, each solved for what those before it were measured to save, until one is close."""
+        tried = list(known)
         for _ in range(1 + CORRECTIONS):
-            plan = self.solve(asked, factor) or self.fastest()
-            if any(plan == before.chosen for before in tried):
+            factor = tried[-1].factor if tried else 1.0
+            plan = self._following(tried, asked, factor)
+            if plan is None:
                 break
             tried.append(self.try_plan(plan, factor))
             last = tried[-1]
@@ -118,11 +132,22 @@ class _Search:
                 progress(f"a plan for {last.predicted:.3f}x is measured at {last.measured:.3f}x")
             if abs(last.measured / asked - 1) <= TOLERANCE or last.factor <= 0:
                 break
-            factor = last.factor
         return tried
 
-    def solve(self, speedup: float, factor: float) -> list[int] | None:
-        return choose_options(self.costs, self.errors, self.times.allowed(speedup, factor))
+    def _following(self, tried: list[_Tried], asked: float, factor: float) -> list[int] | None:
+        """A plan that was not tried, between the nearest ones on both sides of the target; None without."""
+        limits = [self.times.allowed(asked, factor)]
+        fast = max((t for t in tried if t.measured >= asked), key=lambda t: t.taken, default=None)
+        slow = min((t for t in tried if t.measured < asked), key=lambda t: t.taken, default=None)
+        if fast is not None and slow is not None:
+            place = (1 / asked - 1 / fast.measured) / (1 / slow.measured - 1 / fast.measured)
+            limits = [fast.taken + share * (slow.taken - fast.taken) for share in (place, 0.5)]
+        plans = (self.solve(limit) or self.fastest() for limit in limits)
+        return next((plan for plan in plans if all(plan != each.chosen for each in tried)), None)
+
+    def solve(self, limit: float) -> list[int] | None:
+        """The best plan whose blocks take so many milliseconds at most by the cost model."""
+        return choose_options(self.costs, self.errors, limit)
 
     def fastest(self) -> list[int]:
         return [cheapest(c, e) for c, e in zip(self.costs, self.errors, strict=True)]
@@ -141,6 +166,7 @@ class _Search:
             predicted=self.times.speedup(taken, factor),
             measured=measured,
             factor=saved / promised if promised > 0 else 0.0,
+            taken=taken,
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import eugen
-from eugen import EUGenConfig, Level, LowRankConfig, PruneConfig, Target, find_ffns
+from eugen import EUGenConfig, Level, LinearConfig, LowRankConfig, PruneConfig, Target, find_ffns
 from eugen.compression.compress import carry_out, level_of, plan_for
 from eugen.compression.tokens import enough, tokens_through
 from eugen.ffn import FFNLayer
@@ -38,7 +38,7 @@ def test_a_fraction_of_macs_is_kept_and_used(row, wanted):
     assert 0.6 * wanted < macs / dense <= wanted
     figures = done.plan.figures
     assert figures["ffn_macs_per_token"] == figures["replaced_macs_per_token"] == macs
-    assert figures["macs_ratio"] == macs / dense
+    assert figures["macs_per_token_ratio"] == macs / dense
     assert figures["target"] == {"macs": wanted}
     assert done.model(vectors()[0]).isfinite().all()
 
@@ -130,6 +130,41 @@ def call(model, batch):
 def test_too_few_tokens_say_how_many_are_needed():
     with pytest.raises(ValueError, match="20 tokens, too few for 24 features: give at least 48, better 96"):
         eugen.compress(two_blocks(), vectors(1, 20), target=Target(macs=0.5), row=PruneConfig(), level=QUICK)
+
+
+class Pooled(nn.Module):
+    """A wide block on every token, a narrow one on the mean of each example's, and one that never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow, self.idle = chain(12, 48), chain(12, 16), chain(12, 16)
+
+    def forward(self, x):
+        return self.narrow(self.wide(x).mean(1))
+
+
+def test_each_block_needs_its_own_tokens_only():
+    level, half = Level("some", tokens_per_feature=20, refine_steps=0), PruneConfig(budget=0.5)
+    batches = list(torch.randn(40, 8, 50, 12))
+    taken, said = enough(Pooled(), {"wide.0": half, "narrow.0": half}, batches, level, call, None)
+    assert len(taken) == 8 * 20 // 8 and said == {
+        "calibration_tokens": 160,
+        "calibration_tokens_wanted": 160,
+    }
+    few = "give block narrow.0 8 tokens, too few for 8 features: give at least 16"
+    with pytest.raises(ValueError, match=few):
+        enough(Pooled(), {"wide.0": half, "narrow.0": half}, batches[:1], level, call, None)
+    with pytest.raises(ValueError, match="block idle.0 did not run"):
+        enough(Pooled(), {"wide.0": half, "idle.0": half}, batches, level, call, None)
+
+
+def test_a_row_whose_size_no_target_can_choose_is_refused():
+    narrow = nn.Sequential(chain(24, 8), chain(24, 8))
+    for target in (Target(parameters=0.9), Target(speedup=1.1)):
+        with pytest.raises(ValueError, match="least layer of 'linear' costs 1.5 times a block"):
+            plan_for(narrow, vectors(d=24), target=target, row=LinearConfig())
+        with pytest.raises(ValueError, match="leave it out of PruneConfig"):
+            plan_for(two_blocks(), vectors(), target=target, row=PruneConfig(hidden_features=8))
 
 
 def test_less_than_the_level_asks_for_is_said():

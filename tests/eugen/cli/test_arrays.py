@@ -33,12 +33,14 @@ def test_an_empty_array(tmp_path):
         (np.asfortranarray(np.ones((3, 2))), "in Fortran order"),
         (np.ones(3, dtype=complex), "of dtype '<c16'"),
         (np.ones(3, dtype=">f4"), "of dtype '>f4'"),
+        (np.ones(3, dtype=[("x", "<f4")]), r"of dtype \[\('x', '<f4'\)\]"),
+        (np.ones(()), "is a single number"),
     ],
 )
 def test_what_is_not_read_is_said(tmp_path, array, message):
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(ValueError, match=message):
-        read_npy(tmp_path / "a.npy")
+        read_arrays(tmp_path / "a.npy")
 
 
 def test_nothing_is_unpickled(tmp_path):

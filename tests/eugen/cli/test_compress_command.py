@@ -8,7 +8,8 @@ import re
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 import eugen
 from eugen.cli import measure
@@ -46,7 +47,7 @@ def test_a_text_model_is_compressed_and_verified(eugen_cli, bert_folder, text, t
     config, plan = records(out)
     assert config["quality"]["kind"] == "features"
     assert 0 < config["quality"]["cosine"] < 1
-    assert plan.figures["macs_ratio"] <= 0.5 and set(plan.blocks) == {
+    assert plan.figures["macs_per_token_ratio"] <= 0.5 and set(plan.blocks) == {
         f"encoder.layer.{i}.intermediate" for i in (0, 1)
     }
     assert len(re.findall(r"block \d/2 .*held-out R²", made.stderr)) == 2
@@ -145,7 +146,70 @@ def test_verify_fails_where_records_and_model_differ(eugen_cli, inputs, tmp_path
     spoiled(out, change)
     found = eugen_cli("verify", out)
     assert found.exit_code == 1
-    assert f"differs: {said}" in found.stderr
+    assert f"differs: {said}" in found.stderr and "error:" not in found.stderr
+
+
+def partly():
+    """One block replaced before, two to go."""
+    model = nn.Sequential(chain(), nn.LayerNorm(12), chain(), nn.LayerNorm(12), chain())
+    return eugen.replace(model, {"0.0": eugen.LinearConfig()}).model
+
+
+def test_blocks_that_were_replaced_before_are_none_of_the_plan(eugen_cli, inputs, tmp_path):
+    out = tmp_path / "out"
+    made = compress(eugen_cli, "tests.eugen.cli.test_compress_command:partly", inputs, out)
+    assert made.exit_code == 0, made.stderr
+    assert set(records(out)[1].blocks) == {"2.0", "4.0"}
+    verified = eugen_cli("verify", out)
+    assert verified.exit_code == 0, verified.stderr
+
+
+def silent():
+    """Its second block gives the same for every input."""
+    model = nn.Sequential(chain(act=nn.ReLU), nn.LayerNorm(12), chain(act=nn.ReLU))
+    with torch.no_grad():
+        model[2][0].bias.fill_(-1e4)
+    return model
+
+
+@pytest.mark.parametrize("row", ["prune", "auto"])
+def test_a_block_that_does_nothing_leaves_no_nan_behind(eugen_cli, inputs, tmp_path, row):
+    out = tmp_path / "out"
+    made = compress(eugen_cli, "tests.eugen.cli.test_compress_command:silent", inputs, out, row=row)
+    assert made.exit_code == 0, made.stderr
+    for name in ("config.json", "plan.json"):
+        json.loads((out / name).read_text(encoding="utf-8"), parse_constant=pytest.fail)
+
+
+def test_a_row_may_hold_another(eugen_cli, inputs, tmp_path):
+    assert compress(eugen_cli, CHAIN, inputs, tmp_path / "out", row="int8(of=prune)").exit_code == 0
+    (config,) = records(tmp_path / "out")[1].blocks.values()
+    assert config == eugen.Int8Config(budget=0.5, of=eugen.PruneConfig())
+
+
+def test_a_folder_in_float16_is_taken_as_float32(eugen_cli, bert_folder, text, tmp_path):
+    weights = load_file(bert_folder / "model.safetensors")
+    save_file({n: w.half() for n, w in weights.items()}, bert_folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((bert_folder / "config.json").read_text(encoding="utf-8")) | {"dtype": "float16"}
+    (bert_folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    made = compress(eugen_cli, f"hf:{bert_folder}", text, tmp_path / "out")
+    assert made.exit_code == 0, made.stderr
+    assert {w.dtype for w in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}
+    assert eugen_cli("verify", tmp_path / "out").exit_code == 0
+
+
+def test_lines_that_are_equal_to_the_model_are_one_example(bert_folder, tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("".join(f"w{i} w{i + 1} w{j}\n" for i in range(30) for j in range(5)))
+    source = open_source(f"hf:{bert_folder}")
+    data = open_data(path, source, batch=4, max_tokens=2, device="cpu")
+    parts = [{tuple(row) for batch in part for row in batch.tolist()} for part in parts_of(data)]
+    assert sum(map(len, parts)) == 30 == sum(part.examples for part in parts_of(data))
+    assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+
+
+def parts_of(data):
+    return data.calibration, data.validation, data.test
 
 
 def test_verify_finds_what_has_moved(eugen_cli, inputs, tmp_path):

@@ -18,9 +18,9 @@ TARGET = ("--budget", 0.5)
 def fails(eugen_cli, tmp_path):
     """Compress with these words; check that it fails as it should, and return what it said."""
 
-    def run(source, data, *words, code=2):
+    def run(source, data, *words, code=2, out=tmp_path / "out"):
         before = sorted(tmp_path.iterdir())
-        words = [*words, *(() if "--row" in words else ("--row", "prune")), "--out", tmp_path / "out"]
+        words = [*words, *(() if "--row" in words else ("--row", "prune")), "--out", out]
         found = eugen_cli("compress", source, "--data", data, "--level", "quick", *words)
         assert found.exit_code == code, found.output
         lines = found.stderr.strip().splitlines()
@@ -42,6 +42,7 @@ def fails(eugen_cli, tmp_path):
         ((*TARGET, "--row", "something"), "use one of auto, bf16"),
         ((*TARGET, "--row", "eugen(ordr=1)"), "did you mean order or min_order?"),
         ((*TARGET, "--row", "eugen(1)"), "name(option=value"),
+        ((*TARGET, "--row", "int8(of=prun)"), "did you mean prune?"),
         ((*TARGET, "--level", "fats"), "did you mean fast?"),
         ((*TARGET, "--device", "gpu"), "--device gpu: this machine has no such device"),
         (("--budget", 0.0001), "is too small for 'prune'"),
@@ -167,12 +168,103 @@ def test_an_image_that_is_none_is_named(fails, tmp_path):
     assert "3.png is no image that can be read" in fails(VIT, images, *TARGET)
 
 
+def test_what_is_measured_last_is_looked_at_first(fails, tmp_path):
+    images = write_images(tmp_path / "images", 30)
+    for number in range(30):  # whichever part it falls into, and before anything is fitted
+        good = (images / f"{number}.png").read_bytes()
+        (images / f"{number}.png").write_bytes(b"nothing")
+        if number % 10 == 0:
+            assert f"{number}.png is no image" in fails(VIT, images, *TARGET)
+        (images / f"{number}.png").write_bytes(good)
+
+
+@pytest.mark.parametrize("value", [-1, 50])
+@pytest.mark.parametrize("row", range(0, 40, 13))
+def test_an_index_out_of_range_is_found_wherever_it_is(fails, bert_folder, tmp_path, value, row):
+    ids = torch.randint(0, 50, (40, 6), generator=torch.Generator().manual_seed(0))
+    ids[row, 3] = value
+    save_file({"input_ids": ids}, tmp_path / "ids.safetensors")
+    said = fails(f"hf:{bert_folder}", tmp_path / "ids.safetensors", *TARGET)
+    assert "takes token ids [batch, tokens] below 50" in said and "index out of range" in said
+
+
 def test_an_output_folder_that_is_taken(eugen_cli, inputs, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").touch()
     found = eugen_cli("compress", CHAIN, "--data", inputs, *TARGET, "--out", tmp_path / "out")
     assert found.exit_code == 2 and "is there already" in found.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
+
+
+def test_an_output_folder_that_cannot_be_made(fails, inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place, said in ((".", "is the folder you are in"), (inputs / "out", "is no folder that you may")):
+        assert said in fails(CHAIN, inputs, *TARGET, out=place)
+
+
+def test_a_link_to_an_empty_folder_is_filled(eugen_cli, inputs, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    words = (*TARGET, "--row", "prune", "--level", "quick", "--out", tmp_path / "link")
+    assert eugen_cli("compress", CHAIN, "--data", inputs, *words).exit_code == 0
+    assert (tmp_path / "real" / "model.safetensors").is_file() and (tmp_path / "link").is_symlink()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_others_put_beside_unfinished_work_stays(eugen_cli, inputs, tmp_path):
+    kept = tmp_path / "out.partial" / "notes.txt"
+    kept.parent.mkdir()
+    kept.write_text("precious")
+    words = (*TARGET, "--row", "prune", "--level", "quick", "--out", tmp_path / "out")
+    assert eugen_cli("compress", CHAIN, "--data", inputs, *words).exit_code == 0
+    assert [path.name for path in kept.parent.iterdir()] == ["notes.txt"]
+
+
+MODELS = """
+import torch
+from torch import nn
+from tests.eugen.models import chain
+
+class Partly(nn.Module):
+    def __init__(self, before):
+        super().__init__()
+        self.before, self.after = before, chain()
+    def forward(self, x):
+        return self.after(self.before(x))
+
+def quantised():
+    first = nn.Sequential(nn.Linear(12, 12))
+    return Partly(torch.ao.quantization.quantize_dynamic(first, {nn.Linear}, dtype=torch.qint8))
+
+def empty():
+    with torch.device("meta"):
+        return chain()
+
+def half():
+    return chain().half()
+
+def shared():
+    block = chain()
+    return nn.Sequential(block, nn.LayerNorm(12), block)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("odd:quantised", "before.0._packed_params.dtype is no tensor but dtype"),
+        ("odd:empty", "is on the meta device and holds no weights"),
+        ("odd:half", "is float16, too narrow a range"),
+        ("odd:shared", "ran twice in one forward pass"),
+    ],
+)
+def test_models_that_cannot_be_taken(fails, inputs, tmp_path_factory, monkeypatch, source, said):
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "odd.py").write_text(MODELS)
+    monkeypatch.syspath_prepend(folder)
+    assert said in fails(source, inputs, *TARGET)
 
 
 def test_debug_keeps_the_traceback(eugen_cli, tmp_path):

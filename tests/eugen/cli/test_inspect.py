@@ -47,6 +47,12 @@ def test_models_that_tell_their_inputs_need_no_example(eugen_cli, source):
     assert "1 block:" in found.stdout
 
 
+def test_a_block_in_two_places_counts_twice(eugen_cli):
+    found = eugen_cli("inspect", "tests.eugen.search.networks:Twice")
+    assert found.exit_code == 0, found.stderr
+    assert "1 block: 100% of" in found.stdout
+
+
 def test_a_folder_needs_no_weights(eugen_cli, bert_folder):
     (bert_folder / "model.safetensors").unlink()
     found = eugen_cli("inspect", f"hf:{bert_folder}")

@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from eugen import FittedBlock, Plan, PruneConfig
+from eugen import LEVELS, FittedBlock, Plan, PruneConfig, Target
 from eugen.cli import compressing
+from eugen.cli.compressing import Request
+from eugen.cli.data import open_data
 from eugen.cli.partial import FinishedBlocks, key_of, partial_root
+from eugen.cli.sources import Source
+from tests.eugen.models import spread
 
 ROOT = Path(__file__).resolve().parents[3]
 VIT = "tests.eugen.models:vit(depth=4)"
@@ -70,6 +75,35 @@ def test_other_settings_do_not_take_them(eugen_cli, pictures, tmp_path, monkeypa
     assert other.exit_code == 0, other.stderr
     assert "resuming" not in other.stderr
     assert sum(line.startswith("block ") for line in other.stderr.splitlines()) == 4
+
+
+def activated(act):
+    """A model whose code has changed, but not its name or its weights."""
+    return spread(nn.Sequential(nn.Linear(12, 40), act(), nn.Linear(40, 12))).eval()
+
+
+def test_another_model_of_the_same_weights_does_not_take_them(inputs):
+    def settings(act):
+        source = Source("models:chain", "function", activated(act), None, "")
+        data = open_data(inputs, source, batch=None, max_tokens=8, device="cpu")
+        asked = Request(
+            source=source.spec,
+            data=inputs,
+            target=Target(macs=0.5),
+            row=PruneConfig(),
+            level=LEVELS["quick"],
+            out=inputs.parent / "out",
+            weights=None,
+            seed=0,
+            device="cpu",
+            batch=None,
+            max_tokens=8,
+        )
+        return asked.settings(source, data)
+
+    gelu, relu = settings(nn.GELU), settings(nn.ReLU)
+    assert gelu["weights_sha256"] == relu["weights_sha256"]
+    assert key_of(gelu) != key_of(relu) and key_of(gelu) == key_of(settings(nn.GELU))
 
 
 def test_a_plan_once_chosen_is_kept(eugen_cli, pictures, tmp_path, monkeypatch):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from eugen import DenseConfig, EUGenConfig, PruneConfig, find_ffns
+from eugen.search.block import Seen
 from eugen.search.candidates import Sized
-from eugen.search.sensitivity import Sensitivity, _Seen, far_behind
+from eugen.search.sensitivity import Sensitivity, far_behind
 from eugen.transfer import default_call
 from tests.eugen.models import chain, vectors
 
@@ -42,8 +43,8 @@ def test_without_such_a_method_a_straight_line_promises_too_much():
 def test_a_size_that_buys_a_little_less_is_no_excuse():
     """Ten MACs fewer than another's smallest size: still far behind it."""
 
-    def seen(name: str, sizes: dict[int, float]) -> list[_Seen]:
-        return [_Seen(Sized(name, 0.1, DenseConfig(), macs, macs), error) for macs, error in sizes.items()]
+    def seen(name: str, sizes: dict[int, float]) -> list[Seen]:
+        return [Seen(Sized(name, 0.1, DenseConfig(), macs, macs), error) for macs, error in sizes.items()]
 
     good, bad = seen("good", {1000: 0.5, 2000: 0.3}), seen("bad", {990: 0.7, 1990: 0.4})
     assert far_behind({"good": good, "bad": bad}, {}) == {"bad"}

@@ -51,6 +51,22 @@ def test_a_false_cost_model_is_corrected(share):
     assert abs(last["measured"] - last["predicted"]) < abs(first["measured"] - first["predicted"])
 
 
+class Concave(CountingClock):
+    """The first blocks save little, the last ones much: no factor makes the sum of the blocks right."""
+
+    def _milliseconds(self, module: nn.Module) -> float:
+        taken = super()._milliseconds(module)
+        dense = 2 * 12 * 48
+        return taken if isinstance(module, FFNLayer) else dense * (2 + 4 * (taken / dense / 4) ** 0.5)
+
+
+@pytest.mark.parametrize("asked", [1.5, 1.8, 2.0])
+def test_a_target_is_sought_between_plans_on_both_sides_of_it(asked):
+    plan = search(parallel(1.0, 1.5, 1.0, 1.2), asked, Concave(fixed=0.0))
+    measured = plan.figures["measured"]
+    assert 0.995 * asked <= measured["speedup"] < 1.04 * asked
+
+
 class Disturbed(CountingClock):
     """Something else slows the machine down whenever a dense model is timed after the first time."""
 
@@ -71,6 +87,16 @@ def test_a_plan_as_fast_as_a_given_layer_is_timed_beside_it():
     for given, fair in ((None, False), (like, True)):
         plan = search(model, asked, Disturbed(share=0.8), like=given)
         assert (taken(plan.blocks) < 1.02 * taken(like)) == fair
+
+
+def test_a_given_layer_counts_as_a_plan_and_nothing_worse_is_chosen():
+    model, like = parallel(1.0, 5.0, 1.0), PruneConfig(budget=0.3)
+    clock = CountingClock(share=0.8)
+    asked = speed_of(model, like, vectors(8)[0], measure=clock)
+    found = search(model, asked, clock, like=like).figures
+    first = found["measured"]["tried"][0]
+    assert first["measured"] == asked
+    assert found["predicted"]["output_error"] < 0.9 * first["output_error"]
 
 
 def test_out_of_reach_is_said_with_the_fastest_measured():
