@@ -50,8 +50,8 @@ def enough(
             f"at least {least}, better {wanted[name]} (level {level.name})"
         )
     if progress is not None:
-        enough = tokens >= wanted[name]
-        less = "" if enough else f"; the level asks for {wanted[name]}, quality gains by more data"
+        short = tokens < wanted[name]
+        less = f"; the level asks for {wanted[name]}, quality gains by more data" if short else ""
         progress(f"calibration: {tokens} tokens in {len(taken)} batches{less}")
     return taken, {"calibration_tokens": tokens, "calibration_tokens_wanted": wanted[name]}
 

@@ -39,16 +39,34 @@ def test_a_true_cost_model_is_solved_once():
 
 
 @pytest.mark.parametrize("share", [0.6, 0.8, 1.5])
-def test_a_false_cost_model_is_corrected(share):
+def test_what_a_method_saves_in_the_network_is_measured_once(share):
     clock = CountingClock(share=share)
-    plan = search(parallel(1.0, 5.0, 1.0), 1.25, clock)
-    measured = plan.figures["measured"]
-    first, last = measured["tried"][0], measured["tried"][-1]
-    assert 1.25 * 0.99 <= measured["speedup"] < 1.32
-    assert 2 <= len(measured["tried"]) <= 4
-    # Too slow at first, the correction costs quality; too fast, it gives some back.
-    assert (last["output_error"] > first["output_error"]) == (share < 1)
-    assert abs(last["measured"] - last["predicted"]) < abs(first["measured"] - first["predicted"])
+    measured = search(parallel(1.0, 5.0, 1.0), 1.25, clock).figures["measured"]
+    assert list(measured["shares_saved"].values()) == pytest.approx([share] * len(measured["shares_saved"]))
+    (plan,) = measured["tried"]
+    assert plan["measured"] == pytest.approx(plan["predicted"])
+    assert 1.25 * 0.995 <= measured["speedup"] < 1.32
+
+
+class Slow(CountingClock):
+    """Linear maps save in the network a third of what they save alone."""
+
+    def _milliseconds(self, module: nn.Module) -> float:
+        taken = super()._milliseconds(module)
+        linear = [] if isinstance(module, FFNLayer) else [m for m in module.modules() if _is_linear(m)]
+        return taken + 2 / 3 * sum(2 * 12 * 48 - layer.macs_per_token for layer in linear)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, FFNLayer) and module.macs_per_token == 12 * 12
+
+
+def test_methods_save_unequal_shares():
+    measured = search(parallel(1.0, 5.0, 1.0), 1.4, Slow()).figures["measured"]
+    shares = measured["shares_saved"]
+    assert shares["prune"] == pytest.approx(1) and shares["linear"] == pytest.approx(1 / 3)
+    (plan,) = measured["tried"]
+    assert plan["measured"] == pytest.approx(plan["predicted"])
 
 
 class Concave(CountingClock):
