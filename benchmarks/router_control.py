@@ -4,7 +4,8 @@ One block after another of a text encoder, a folder of transformers, in closed f
 inputs. Experts of equal sizes are chosen in four ways: by the nearest centre to the block's input, as the row
 `eugen_experts` does; by the token's id alone, each id having the expert that its inputs in the calibration
 lines are nearest to most often; by the id at random; and not at all (`prune` of equal features). Judged by
-held-out R² on other lines, and on other text (`--other`), which shows what a shift of domain costs each.
+held-out R², in the metric of the norm that follows, on other lines and on other text (`--other`), which shows
+what a shift of domain costs each.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from eugen import EUGenExpertsConfig, FFNSite, PruneConfig, find_ffns
 from eugen.capture import capturing, evaluating
 from eugen.ffn import DenseFFN, FFNLayer
 from eugen.least_squares import fit_quality
+from eugen.transfer import output_weight
 
 Chunk = tuple[Tensor, Tensor, None]
 MAX_TOKENS, BATCH, HELD_OUT = 32, 64, 5
@@ -48,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     for site in find_ffns(model):
         train = observed(model, site, fitted)
         tests = {name: observed(model, site, part) for name, part in held_out.items()}
-        results += compared(site, train, tests, options.budget)
+        results += compared(site, train, tests, options.budget, output_weight(site, model))
         print(*table(("block", "gate", *tests), [_cells(r, tests) for r in results[-4:]])[2:], sep="\n")
     means = [_mean(results, gate) for gate in dict.fromkeys(result["gate"] for result in results)]
     record = {
@@ -94,12 +96,17 @@ def compared(
     train: list[tuple[Tensor, Tensor]],
     tests: dict[str, list[tuple[Tensor, Tensor]]],
     budget: float,
+    importance: Tensor | None = None,
 ) -> list[dict[str, Any]]:
-    """Each gate's R² on the tests, all with the same shared features, width and number of experts."""
+    """Each gate's R² on the tests, all with the same shared features, width and number of experts.
+
+    Args:
+        importance: of each output dimension, in the fit's metric and in R².
+    """
     dense = site.dense
     shared, width = EUGenExpertsConfig(budget=budget).sizes_for(dense)
     config = EUGenExpertsConfig(shared=shared, width=width)
-    plain = _fitted(config, dense, _targets(dense, train))
+    plain = _fitted(config, dense, _targets(dense, train), importance)
     table_of = by_majority(plain.route, train, config.experts)
     gates: dict[str, Callable[[Tensor], Tensor]] = {
         "token id": lambda ids: table_of[ids],
@@ -108,7 +115,7 @@ def compared(
     layers: dict[str, tuple[FFNLayer, Callable[[list[tuple[Tensor, Tensor]]], list[Chunk]]]] = {
         "nearest centre": (plain, lambda part: _targets(dense, part)),
         "none": (
-            _fitted(PruneConfig(hidden_features=shared + width), dense, _targets(dense, train)),
+            _fitted(PruneConfig(hidden_features=shared + width), dense, _targets(dense, train), importance),
             lambda part: _targets(dense, part),
         ),
     }
@@ -117,12 +124,13 @@ def compared(
         def labelled(part: list[tuple[Tensor, Tensor]], gate: Callable[..., Tensor] = gate) -> list[Chunk]:
             return with_labels(dense, part, gate, config.experts)
 
-        layers[name] = _fitted(config, widened(dense, config.experts), labelled(train)), labelled
+        wide = widened(dense, config.experts)
+        layers[name] = _fitted(config, wide, labelled(train), importance), labelled
     return [
         {
             "block": site.name,
             "gate": name,
-            "r2": {test: fit_quality(layer, chunks(part)) for test, part in tests.items()},
+            "r2": {test: fit_quality(layer, chunks(part), importance) for test, part in tests.items()},
             "known ids": {test: _known(train, part) for test, part in tests.items()},
         }
         for name, (layer, chunks) in layers.items()
@@ -170,9 +178,10 @@ def _targets(dense: DenseFFN, part: list[tuple[Tensor, Tensor]]) -> list[Chunk]:
     return [(x, dense(x), None) for x, _ in part]
 
 
-def _fitted(config: Any, dense: DenseFFN, chunks: list[Chunk]) -> Any:
+def _fitted(config: Any, dense: DenseFFN, chunks: list[Chunk], importance: Tensor | None) -> Any:
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        return config.fit(dense, chunks, generator=torch.Generator().manual_seed(0)).eval()
+        return config.fit(dense, chunks, generator=generator, output_weight=importance).eval()
 
 
 def _known(train: list[tuple[Tensor, Tensor]], part: list[tuple[Tensor, Tensor]]) -> float:
