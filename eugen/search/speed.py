@@ -85,11 +85,12 @@ def for_speedup(
         sites, options, times, lambda plan: measure_plan(model, plan, example, call, measure, pace)
     )
     search.times_in_the_network(asked, progress)
-    tried = search.corrected(asked, search.known(pace), progress)
+    tried = search.corrected(asked, progress)
     if not any(enough <= each.measured <= FAR * asked for each in tried):
         # A method's share is that of one size; where the network is far from a sum, it leads astray.
         search.costs = search.alone
-        tried += search.corrected(asked, search.known(pace), progress)
+        tried += search.corrected(asked, progress)
+    tried += search.known(pace)
     if all(each.measured < enough for each in tried):
         fastest = search.fastest()
         if all(each.chosen != fastest for each in tried):
@@ -162,11 +163,9 @@ class _Search:
             chosen.append(configs.index(pace.configs[site.name]))
         return [self.try_plan(chosen, 1.0)]
 
-    def corrected(
-        self, asked: float, known: list[_Tried], progress: Callable[[str], None] | None
-    ) -> list[_Tried]:
+    def corrected(self, asked: float, progress: Callable[[str], None] | None) -> list[_Tried]:
         """Plans, each solved for what those before it were measured to save, until one is close."""
-        tried = list(known)
+        tried: list[_Tried] = []
         for _ in range(1 + CORRECTIONS):
             factor = tried[-1].factor if tried else 1.0
             plan = self._following(tried, asked, factor)
