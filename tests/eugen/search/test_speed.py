@@ -45,7 +45,7 @@ def test_what_a_method_saves_in_the_network_is_measured_once(share):
     assert list(measured["shares_saved"].values()) == pytest.approx([share] * len(measured["shares_saved"]))
     (plan,) = measured["tried"]
     assert plan["measured"] == pytest.approx(plan["predicted"])
-    assert 1.25 * 0.995 <= measured["speedup"] < 1.32
+    assert 1.25 * 0.99 <= measured["speedup"] < 1.32
 
 
 class Slow(CountingClock):
@@ -82,7 +82,7 @@ class Concave(CountingClock):
 def test_a_target_is_sought_between_plans_on_both_sides_of_it(asked):
     plan = search(parallel(1.0, 1.5, 1.0, 1.2), asked, Concave(fixed=0.0))
     measured = plan.figures["measured"]
-    assert 0.995 * asked <= measured["speedup"] < 1.04 * asked
+    assert 0.99 * asked <= measured["speedup"] < 1.04 * asked
 
 
 class Disturbed(CountingClock):
@@ -134,7 +134,7 @@ def test_a_plan_that_is_a_little_slow_makes_room_for_one_that_is_not():
     asked = speed_of(model, like, vectors(8)[0], measure=clock)
     found = search(model, asked, clock, like=like).figures
     first, *_, given = found["measured"]["tried"]
-    assert first["measured"] < 0.995 * asked <= found["measured"]["speedup"]
+    assert first["measured"] < 0.99 * asked <= found["measured"]["speedup"]
     assert found["predicted"]["output_error"] < 0.95 * given["output_error"]
 
 
