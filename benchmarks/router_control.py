@@ -14,6 +14,7 @@ import argparse
 import copy
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ MAX_TOKENS, BATCH, HELD_OUT = 32, 64, 5
 """Tokens of a line, lines of a batch, and every so many lines are judged on."""
 FAR = 1e4
 """A label's place in the inputs: so far from the others that it alone decides the nearest centre."""
+VOCABULARY = 2**17
+"""Token ids are below this."""
 MULTIPLIER = 2654435761
 """Knuth's, for a hash of token ids."""
 
@@ -106,25 +109,22 @@ def compared(
     dense = site.dense
     shared, width = EUGenExpertsConfig(budget=budget).sizes_for(dense)
     config = EUGenExpertsConfig(shared=shared, width=width)
-    plain = _fitted(config, dense, _targets(dense, train), importance)
+    targets = _targets(dense, train)
+    plain = _fitted(config, dense, targets, importance)
     table_of = by_majority(plain.route, train, config.experts)
     gates: dict[str, Callable[[Tensor], Tensor]] = {
         "token id": lambda ids: table_of[ids],
         "token id at random": lambda ids: by_chance(ids, config.experts),
     }
+    pruned = _fitted(PruneConfig(hidden_features=shared + width), dense, targets, importance)
+    unlabelled = partial(_targets, dense)
     layers: dict[str, tuple[FFNLayer, Callable[[list[tuple[Tensor, Tensor]]], list[Chunk]]]] = {
-        "nearest centre": (plain, lambda part: _targets(dense, part)),
-        "none": (
-            _fitted(PruneConfig(hidden_features=shared + width), dense, _targets(dense, train), importance),
-            lambda part: _targets(dense, part),
-        ),
+        "nearest centre": (plain, unlabelled),
+        "none": (pruned, unlabelled),
     }
+    wide = widened(dense, config.experts)
     for name, gate in gates.items():
-
-        def labelled(part: list[tuple[Tensor, Tensor]], gate: Callable[..., Tensor] = gate) -> list[Chunk]:
-            return with_labels(dense, part, gate, config.experts)
-
-        wide = widened(dense, config.experts)
+        labelled = partial(with_labels, dense, gate=gate, experts=config.experts)
         layers[name] = _fitted(config, wide, labelled(train), importance), labelled
     return [
         {
@@ -143,7 +143,7 @@ def by_majority(
     """The expert that most inputs of a token id are nearest to, by id; by chance for ids not seen."""
     ids = torch.cat([ids for _, ids in train])
     nearest = torch.cat([route(x)[0].flatten() for x, _ in train])
-    votes = torch.zeros(2**17, experts).index_put_((ids, nearest), torch.ones(len(ids)), accumulate=True)
+    votes = torch.zeros(VOCABULARY, experts).index_put_((ids, nearest), torch.ones(len(ids)), accumulate=True)
     everyone = torch.arange(len(votes))
     return torch.where(votes.sum(1) > 0, votes.argmax(1), by_chance(everyone, experts))
 

@@ -20,7 +20,7 @@ from eugen.config import LayerConfig
 from eugen.ffn import FFNLayer
 from eugen.least_squares import FEW_TOKENS_PER_FEATURE, HELD_OUT, fit_quality
 from eugen.sites import FFNSite
-from eugen.sites.faults import SiteFault, too_few_tokens
+from eugen.sites.faults import SiteFault, did_not_run, too_few_tokens
 
 SUMS_SHARE = 0.5
 """Part of the memory that the teacher's sums may use: a block's own chunks are read more often."""
@@ -146,9 +146,7 @@ class Transfer:
                 self.call(self.teacher, batch)
             for site in self.wanted:
                 if len(self._sums[site.name]) < batches:
-                    raise ValueError(
-                        f"block {site.name} did not run when the model was called with the calibration data"
-                    )
+                    raise ValueError(did_not_run(site))
         if not batches:
             raise ValueError("the calibration data are empty: give at least one batch of model inputs")
 

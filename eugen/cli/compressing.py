@@ -142,12 +142,7 @@ def run(request: Request) -> None:
     """Compress, measure, write the folder and print the table."""
     require_free(request.out)
     require_device(request.device)
-    source = open_source(request.source, request.weights)
-    sites = find_ffns(source.model)
-    if not sites:
-        raise ValueError(nothing_found(source.model))
-    check_weights(source.model, sites, fitted=True, refined=request.level.refine_steps > 0)
-    source.model.to(request.device)
+    source = _source_of(request)
     data = open_data(
         request.data,
         source,
@@ -182,6 +177,17 @@ def run(request: Request) -> None:
     discard(request.out)
     typer.echo(aligned(results(config)))
     typer.echo(f"\nwritten to {request.out}; `eugen verify {request.out}` measures it again")
+
+
+def _source_of(request: Request) -> Source:
+    """The model, once its blocks can be taken."""
+    source = open_source(request.source, request.weights)
+    sites = find_ffns(source.model)
+    if not sites:
+        raise ValueError(nothing_found(source.model))
+    check_weights(source.model, sites, fitted=True, refined=request.level.refine_steps > 0)
+    source.model.to(request.device)
+    return source
 
 
 def _compressed(request: Request, source: Source, data: Data, finished: FinishedBlocks) -> Compressed:

@@ -109,9 +109,6 @@ def open_data(path: Path, source: Source, *, batch: int | None, max_tokens: int,
     _check_fit(path, source, example)
     if examples.outermost:
         _check_fit(path, source, make(examples.outermost))
-    validation, tested = (
-        Batches(_groups(rows, examples.lengths, size), make) for rows in (order[test:chosen], order[:test])
-    )
     if examples.kind == "images":
         for row in order[:chosen]:
             make([row])  # what is measured last is read first: a broken image ends no finished work
@@ -120,8 +117,8 @@ def open_data(path: Path, source: Source, *, batch: int | None, max_tokens: int,
         kind=examples.kind,
         sha256=data_hash(path),
         calibration=Batches(calibration, make),
-        validation=validation,
-        test=tested,
+        validation=Batches(_groups(order[test:chosen], examples.lengths, size), make),
+        test=Batches(_groups(order[:test], examples.lengths, size), make),
         example=example,
     )
 

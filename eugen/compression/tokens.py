@@ -13,7 +13,7 @@ from eugen.compression.budgets import built
 from eugen.compression.levels import Level
 from eugen.config import LayerConfig
 from eugen.sites import FFNSite, find_ffns
-from eugen.sites.faults import SiteFault, called_by_keyword
+from eugen.sites.faults import SiteFault, called_by_keyword, did_not_run
 
 LEAST_TOKENS = 2
 """Calibration tokens a feature below which a fit is useless (docs/transfer.md)."""
@@ -42,12 +42,11 @@ def enough(
     name = min(counts, key=lambda each: counts[each] / max(wanted[each], 1))
     tokens, least = counts[name], LEAST_TOKENS * features[name]
     if tokens < least:
-        block = f"block {name or '(the model itself)'}"
         if not tokens:
-            raise ValueError(f"{block} did not run when the model was called with the calibration data")
+            raise ValueError(did_not_run(next(site for site in sites if site.name == name)))
         raise ValueError(
-            f"the calibration data give {block} {tokens} tokens, too few for {features[name]} features: give "
-            f"at least {least}, better {wanted[name]} (level {level.name})"
+            f"the calibration data give block {name or '(the model itself)'} {tokens} tokens, too few for "
+            f"{features[name]} features: give at least {least}, better {wanted[name]} (level {level.name})"
         )
     if progress is not None:
         short = tokens < wanted[name]

@@ -15,6 +15,7 @@ from eugen.capture import capturing, evaluating
 from eugen.ffn import DenseFFN
 from eugen.least_squares import HELD_OUT
 from eugen.sites import FFNSite
+from eugen.sites.faults import did_not_run
 from eugen.transfer import require_finite, wide
 
 Chunk = tuple[Tensor, Tensor, "Tensor | None"]
@@ -107,9 +108,7 @@ def observe(model: nn.Module, sites: list[FFNSite], batches: list[Any], call: Ca
         for site in sites:
             output, stream = seen.get((site.name, "output")), seen.get((site.name, "stream"))
             if output is None:
-                raise ValueError(
-                    f"block {site.name} did not run when the model was called with the calibration data"
-                )
+                raise ValueError(did_not_run(site))
             require_finite(output, site)
             weight = None
             if site.norm is not None:

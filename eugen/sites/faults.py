@@ -112,6 +112,11 @@ def shared_block(model: nn.Module, site: FFNSite) -> str:
     )
 
 
+def did_not_run(site: FFNSite) -> str:
+    """That a block was not reached by any calibration batch, or not by all."""
+    return f"block {_named(site.name)} did not run when the model was called with the calibration data"
+
+
 def called_by_keyword(site: FFNSite) -> str:
     """That a block's module was called with keywords only."""
     return (

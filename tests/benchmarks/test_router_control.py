@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import router_control
-from eugen import DenseFFN, EUGenExpertsConfig
+from eugen import EUGenExpertsConfig
 from tests.eugen.blocks import block, tokens
 from tests.eugen.cli.conftest import write_bert, write_text
 
@@ -28,8 +28,8 @@ def test_each_block_is_compared_under_all_gates(tmp_path, capsys):
     assert "nearest centre" in capsys.readouterr().out
 
 
-def chunks(dense: DenseFFN, labels: int):
-    """Inputs whose first coordinate the block reads with another sign in every class of token ids."""
+def chunks(labels: int):
+    """Inputs and their token ids, which have nothing to do with them."""
     x = tokens(1200, 12)
     ids = torch.arange(1200) % labels
     return [(x[i : i + 300], ids[i : i + 300]) for i in range(0, 1200, 300)]
@@ -37,7 +37,7 @@ def chunks(dense: DenseFFN, labels: int):
 
 def test_labelled_inputs_go_to_the_expert_of_their_label():
     dense, experts = block(12, 48), 4
-    part = chunks(dense, experts)
+    part = chunks(experts)
     labelled = router_control.with_labels(dense, part, lambda ids: ids % experts, experts)
     config = EUGenExpertsConfig(experts=experts, shared=8, width=6)
     wide = router_control.widened(dense, experts)
