@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,12 +28,14 @@ PART, MOST_VALIDATION, MOST_TEST = 10, 512, 2048
 class Examples(NamedTuple):
     """What a file holds: examples of certain lengths, and how to make a batch of some of them.
 
-    `outermost` are those with the least and the largest whole number, which index something in the model.
+    `content` is equal for equal examples. `outermost` are those with the least and the largest whole number,
+    which index something in the model.
     """
 
     kind: str
     lengths: list[int]
     make: Callable[[list[int]], Any]
+    content: Callable[[int], Hashable]
     outermost: list[int] = []  # noqa: RUF012, never changed
 
 
@@ -59,7 +61,7 @@ class Batches(Sequence[Any]):
 
 @dataclass(frozen=True)
 class Data:
-    """The parts of the data; no example is in two of them.
+    """The parts of the data; no example is in two of them, and equal ones count once.
 
     Attributes:
         sha256: of the file's bytes, of a folder its files' names and bytes.
@@ -88,37 +90,30 @@ def open_data(path: Path, source: Source, *, batch: int | None, max_tokens: int,
         ValueError: nothing is there, too little, or it does not fit the model.
     """
     examples = _read(path, source, max_tokens)
-    if len(examples.lengths) < LEAST_EXAMPLES:
-        raise ValueError(
-            f"--data {path} holds {len(examples.lengths)} examples, too few to split into calibration, "
-            f"validation and test: give at least {LEAST_EXAMPLES}"
-        )
+    calibration, validation, test = _parts(path, examples)
     size = batch or (64 if examples.kind == "text" else 32)
 
     def make(rows: list[int]) -> Any:
         return tree_map_only(Tensor, lambda t: t.to(device), examples.make(rows))
 
-    order = torch.randperm(
-        len(examples.lengths), generator=torch.Generator().manual_seed(SPLIT_SEED)
-    ).tolist()
-    test = min(MOST_TEST, max(1, len(order) // PART))
-    chosen = test + min(MOST_VALIDATION, max(1, len(order) // PART))
-    calibration = _groups(order[chosen:], examples.lengths, size)
-    largest = max(calibration, key=lambda rows: len(rows) * examples.lengths[rows[0]])
-    example = make(largest)
+    def batches(rows: list[int]) -> Batches:
+        return Batches(_groups(rows, examples.lengths, size), make)
+
+    fitted = batches(calibration)
+    example = make(max(fitted.groups, key=lambda rows: len(rows) * examples.lengths[rows[0]]))
     _check_fit(path, source, example)
     if examples.outermost:
         _check_fit(path, source, make(examples.outermost))
     if examples.kind == "images":
-        for row in order[:chosen]:
+        for row in (*validation, *test):
             make([row])  # what is measured last is read first: a broken image ends no finished work
     return Data(
         path=path,
         kind=examples.kind,
         sha256=data_hash(path),
-        calibration=Batches(calibration, make),
-        validation=Batches(_groups(order[test:chosen], examples.lengths, size), make),
-        test=Batches(_groups(order[:test], examples.lengths, size), make),
+        calibration=fitted,
+        validation=batches(validation),
+        test=batches(test),
         example=example,
     )
 
@@ -143,6 +138,23 @@ def shape_of(batch: Any) -> str:
     if isinstance(batch, Tensor):
         return f"{str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
     return ", ".join(f"{name} {shape_of(tensor)}" for name, tensor in batch.items())
+
+
+def _parts(path: Path, examples: Examples) -> tuple[list[int], list[int], list[int]]:
+    """Calibration, validation and test, by a fixed seed; of equal examples only the first is in any."""
+    different: dict[Hashable, int] = {}
+    for row in range(len(examples.lengths)):
+        different.setdefault(examples.content(row), row)
+    rows = list(different.values())
+    if len(rows) < LEAST_EXAMPLES:
+        raise ValueError(
+            f"--data {path} holds {len(rows)} different examples, too few to split into calibration, "
+            f"validation and test: give at least {LEAST_EXAMPLES}"
+        )
+    order = [rows[index] for index in _shuffled(len(rows))]
+    test = min(MOST_TEST, max(1, len(order) // PART))
+    chosen = test + min(MOST_VALIDATION, max(1, len(order) // PART))
+    return order[chosen:], order[test:chosen], order[:test]
 
 
 def _groups(rows: list[int], lengths: list[int], size: int) -> list[list[int]]:
@@ -171,7 +183,7 @@ def _read(path: Path, source: Source, max_tokens: int) -> Examples:
 
 
 def _text(path: Path, source: Source, max_tokens: int) -> Examples:
-    """Lines as token ids; empty ones and those of equal ids are left out, so that no part holds another's."""
+    """Lines as token ids, without empty ones."""
     if source.folder is None or not (source.folder / "tokenizer.json").is_file():
         raise ValueError(
             f"--data {path} is text, and {source.spec} has no tokenizer.json; it takes {source.takes}"
@@ -189,14 +201,19 @@ def _text(path: Path, source: Source, max_tokens: int) -> Examples:
     except UnicodeDecodeError as error:
         raise ValueError(f"--data {path} is no text in UTF-8 ({error.reason}): give {KINDS}") from None
     encoded = tokenizer.encode_batch([line.strip() for line in lines if line.strip()])
-    ids = [list(row) for row in dict.fromkeys(tuple(each.ids) for each in encoded) if row]
+    ids = [each.ids for each in encoded if each.ids]
     largest, vocabulary = max(map(max, ids), default=0), getattr(config, "vocab_size", None)
     if vocabulary is not None and largest >= vocabulary:
         raise ValueError(
             f"--data {path}: {source.folder / 'tokenizer.json'} gives the token {largest}; {source.spec} "
             f"takes {source.takes}: the tokenizer is another model's"
         )
-    return Examples("text", [len(row) for row in ids], lambda rows: torch.tensor([ids[row] for row in rows]))
+    return Examples(
+        "text",
+        [len(row) for row in ids],
+        lambda rows: torch.tensor([ids[row] for row in rows]),
+        lambda row: tuple(ids[row]),
+    )
 
 
 def _image_files(path: Path) -> list[Path]:
@@ -228,7 +245,7 @@ def _images(path: Path, source: Source) -> Examples:
         except (OSError, SyntaxError) as error:  # PIL says SyntaxError of a broken PNG
             raise ValueError(f"{file} is no image that can be read: {error}") from None
 
-    return Examples("images", [1] * len(files), make)
+    return Examples("images", [1] * len(files), make, lambda row: file_hash(files[row]))
 
 
 def _inputs(path: Path, source: Source) -> Examples:
@@ -241,7 +258,9 @@ def _inputs(path: Path, source: Source) -> Examples:
             raise ValueError(f"--data {path}: {name or 'the array'} holds NaN or infinity")
     if len(arrays) == 1:
         [array] = arrays.values()
-        return Examples("inputs", [1] * len(array), lambda rows: array[rows], _outermost([array]))
+        return Examples(
+            "inputs", [1] * len(array), lambda rows: array[rows], _content([array]), _outermost([array])
+        )
     parameters = inspect.signature(source.model.forward).parameters
     strange = [name for name in arrays if name not in parameters]
     if strange:
@@ -254,8 +273,21 @@ def _inputs(path: Path, source: Source) -> Examples:
         "inputs",
         [1] * count,
         lambda rows: {name: array[rows] for name, array in arrays.items()},
+        _content(list(arrays.values())),
         _outermost(arrays.values()),
     )
+
+
+def _content(arrays: list[Tensor]) -> Callable[[int], Hashable]:
+    """An example's hash, over all arrays."""
+
+    def content(row: int) -> bytes:
+        digest = hashlib.sha256()
+        for array in arrays:
+            digest.update(array[row].reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.digest()
+
+    return content
 
 
 def _outermost(arrays: Iterable[Tensor]) -> list[int]:

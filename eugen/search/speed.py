@@ -30,6 +30,8 @@ rule, and a narrower limit would choose after the clock's errors. A faster one i
 """
 FAR = 1.03
 """A plan so much faster than asked for is a bad one, where a slower one was too slow."""
+REPEATS = 3
+"""Timings of a plan that is as fast as asked by what it is made of: noise alone may be against it."""
 LEAST_SIZES, NOISE = 4, 0.06
 """With so many sizes a method's times are compared with a line; so near to it they are taken to lie on it."""
 
@@ -61,6 +63,9 @@ class _Tried:
     taken: float
     """Milliseconds of its blocks by the cost model."""
 
+    def described(self) -> str:
+        return f"measured at {self.measured:.3f}x, expected change of the output {self.effect:.4f}"
+
 
 def for_speedup(
     target: Target,
@@ -91,7 +96,7 @@ def for_speedup(
         # A method's share is that of one size; where the network is far from a sum, it leads astray.
         search.costs = search.alone
         tried += search.corrected(asked, progress)
-    tried += search.known(pace)
+    tried += search.known(pace, progress)
     if all(each.measured < enough for each in tried):
         fastest = search.fastest()
         if all(each.chosen != fastest for each in tried):
@@ -154,7 +159,7 @@ class _Search:
         saved = self.times.model * (1 - 1 / self.measure(plan))
         return saved / promised if promised > 0 and saved > 0 else 1.0
 
-    def known(self, pace: Pace) -> list[_Tried]:
+    def known(self, pace: Pace, progress: Callable[[str], None] | None) -> list[_Tried]:
         """The pace itself, where its layers are options, and the same methods in sizes that fit the blocks.
 
         Nobody has to measure the pace's speed-up, and sizes moved between blocks of one method hardly change
@@ -166,8 +171,13 @@ class _Search:
             if pace.configs.get(site.name) not in configs:
                 return []
             chosen.append(configs.index(pace.configs[site.name]))
-        moved = self._moved(chosen)
-        return [self.try_plan(plan, 1.0) for plan in ([chosen] if moved == chosen else [chosen, moved])]
+        tried, moved = [self.try_plan(chosen, 1.0)], self._moved(chosen)
+        if moved != chosen:
+            tried.append(self.try_plan(moved, 1.0, repeats=REPEATS))
+        if progress is not None:
+            for name, each in zip(("as given", "as given, sizes moved"), tried, strict=False):
+                progress(f"{name}: {each.described()}")
+        return tried
 
     def _moved(self, chosen: list[int]) -> list[int]:
         """Each block's method of a plan, in the sizes of least error that take no longer in sum."""
@@ -189,7 +199,7 @@ class _Search:
             tried.append(self.try_plan(plan, factor))
             last = tried[-1]
             if progress is not None:
-                progress(f"a plan for {last.predicted:.3f}x is measured at {last.measured:.3f}x")
+                progress(f"a plan for {last.predicted:.3f}x: {last.described()}")
             if abs(last.measured / asked - 1) <= TOLERANCE or last.factor <= 0:
                 break
         return tried
@@ -212,13 +222,13 @@ class _Search:
     def fastest(self) -> list[int]:
         return [cheapest(c, e) for c, e in zip(self.alone, self.errors, strict=True)]
 
-    def try_plan(self, chosen: list[int], factor: float) -> _Tried:
-        """Time a plan, and what share of the saving that the blocks promise the model has."""
+    def try_plan(self, chosen: list[int], factor: float, repeats: int = 1) -> _Tried:
+        """Time a plan, by the median, and what share of the saving that the blocks promise the model has."""
         own = [self.options[site.name][i] for site, i in zip(self.sites, chosen, strict=True)]
         configs = {s.name: o.sized.config for s, o in zip(self.sites, own, strict=True)}
         plan = {name: c for name, c in configs.items() if not isinstance(c, DenseConfig)}
         taken = sum(row[i] for row, i in zip(self.costs, chosen, strict=True))
-        measured, promised = self.measure(plan), self.times.saved(taken)
+        measured, promised = median(self.measure(plan) for _ in range(repeats)), self.times.saved(taken)
         saved = self.times.model * (1 - 1 / measured)
         return _Tried(
             chosen=chosen,

@@ -208,6 +208,24 @@ def test_lines_that_are_equal_to_the_model_are_one_example(bert_folder, tmp_path
     assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
 
 
+def test_equal_inputs_and_images_are_one_example(tmp_path):
+    """Or what is reported on would have been fitted to."""
+    kinds, labels = torch.randn(20, 12), torch.arange(20)
+    save_file({"x": kinds.repeat(3, 1)}, tmp_path / "one.safetensors")
+    source = open_source("tests.eugen.models:chain")
+    data = open_data(tmp_path / "one.safetensors", source, batch=4, max_tokens=8, device="cpu")
+    seen = [x for part in parts_of(data) for batch in part for x in batch[:, 0].tolist()]
+    assert sorted(seen) == sorted(kinds[:, 0].tolist())
+    save_file({"input_ids": labels.repeat(2)[:, None].repeat(1, 3)}, tmp_path / "two.safetensors")
+    images = write_images(tmp_path / "images", 20)
+    for number in range(20):
+        (images / f"again-{number}.png").write_bytes((images / f"{number}.png").read_bytes())
+    vit = f"timm:{TIMM}(img_size=32,depth=1,pretrained=False)"
+    for path, spec in (("two.safetensors", "tests.eugen.models:bert"), ("images", vit)):
+        data = open_data(tmp_path / path, open_source(spec), batch=4, max_tokens=8, device="cpu")
+        assert sum(part.examples for part in parts_of(data)) == 20
+
+
 def parts_of(data):
     return data.calibration, data.validation, data.test
 
@@ -271,7 +289,7 @@ def test_a_level_that_distils_never_sees_the_test_part(eugen_cli, inputs, tmp_pa
     tensors = load_file(inputs)
     rows = [row for group in data.test.groups for row in group]
     assert len(rows) == 30
-    tensors["x"][rows] = 100.0
+    tensors["x"][rows] += 100.0
     save_file(tensors, tmp_path / "other.safetensors")
     assert compress(eugen_cli, CHAIN, tmp_path / "other.safetensors", tmp_path / "two").exit_code == 0
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]

@@ -116,9 +116,11 @@ def test_data_that_are_not_there_or_too_few(fails, bert_folder, tmp_path):
     source = f"hf:{bert_folder}"
     assert "is not there: give a text file" in fails(source, tmp_path / "none.txt", *TARGET)
     few = write_text(tmp_path / "few.txt", 9)
-    assert "holds 9 examples, too few to split" in fails(source, few, *TARGET)
+    assert "holds 9 different examples, too few to split" in fails(source, few, *TARGET)
     few.write_text("w1 w2\n\n" * 50)
-    assert "holds 1 examples" in fails(source, few, *TARGET)  # the same line again is no other example
+    assert "holds 1 different examples" in fails(
+        source, few, *TARGET
+    )  # the same line again is no other example
     little = write_text(tmp_path / "little.txt", 10)
     assert "too few for 32 features: give at least 64" in fails(source, little, *TARGET)
     (tmp_path / "data.csv.gz").write_bytes(b"")
