@@ -15,36 +15,50 @@ import time
 from pathlib import Path
 from typing import Any
 
+import eugen
 from benchmarks.machine import FORMAT, ROOT, environment, load, table, write_json
 
+BENCHMARK = "transfer_levels"
 LEVELS = ("fast", "standard")
 ROWS = ("prune", "eugen_experts", "auto")
 COLUMNS = ("level", "row", "seconds", "of which choice", "tokens", "quality", "parameters", "speed-up")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command for each level and row, print the table, write the record."""
+    """Run the command for each level and row, print the table, write the record.
+
+    What the record has of other levels and rows, at the same settings, stays in it.
+    """
     options = _parse(arguments)
-    before = environment()
-    results = []
+    settings = {"model": _name(options.model), "data": Path(options.data).name, "budget": options.budget}
+    results = _recorded(options.out, settings)
     for level in options.levels:
         for row in options.rows:
-            results.append(measure(level, row, options))
-            print(*table(COLUMNS, [_cells(results[-1])])[2:], file=sys.stderr, flush=True)
-    record = {
-        "format": FORMAT,
-        "benchmark": "transfer_levels",
-        "environment": {**before, "load_end": load()},
-        "settings": {
-            "model": _name(options.model),
-            "data": Path(options.data).name,
-            "budget": options.budget,
-        },
-        "results": results,
-    }
-    write_json(options.out, record)
-    print(*table(COLUMNS, [_cells(result) for result in results]), sep="\n")
+            before = environment()
+            found = measure(level, row, options)
+            results[level, row] = {**found, "environment": {**before, "load_end": load()}}
+            print(*table(COLUMNS, [_cells(found)])[2:], file=sys.stderr, flush=True)
+            ordered = [results[key] for key in sorted(results, key=_place)]
+            record = {"format": FORMAT, "benchmark": BENCHMARK, "settings": settings, "results": ordered}
+            write_json(options.out, record)
+    print(*table(COLUMNS, [_cells(results[key]) for key in sorted(results, key=_place)]), sep="\n")
     return 0
+
+
+def _recorded(path: Path, settings: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Results by level and row, of these settings; none where the file is of others, or is none."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    same = (record["format"], record["benchmark"], record["settings"]) == (FORMAT, BENCHMARK, settings)
+    return {(r["level"], r["row"]): r for r in record["results"] if same and "environment" in r}
+
+
+def _place(key: tuple[str, str]) -> tuple[int, int, str]:
+    """By effort, then as the rows are named here."""
+    level, row = key
+    return list(eugen.LEVELS).index(level), ROWS.index(row) if row in ROWS else len(ROWS), row
 
 
 def measure(level: str, row: str, options: argparse.Namespace) -> dict[str, Any]:

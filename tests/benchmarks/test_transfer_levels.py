@@ -30,6 +30,31 @@ def test_a_level_and_a_row_are_measured_by_the_command(tmp_path, capsys):
     assert capsys.readouterr().out.count("| fast") == 1
 
 
+def test_other_levels_and_rows_stay_in_the_record(tmp_path, monkeypatch):
+    def measure(level, row, options):
+        quality = {"main": "cosine", "cosine": len(seen)}
+        latency = {"speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
+        seen.append((level, row))
+        found = {"level": level, "row": row, "seconds": 1.0, "choice_seconds": 0.0, "tokens": 1}
+        return found | {"quality": quality, "parameters": 1.0, "latency": latency}
+
+    def record(*words):
+        transfer_levels.main([NETWORK, "--data", "x.npy", *words, "--out", str(tmp_path / "record.json")])
+        results = json.loads((tmp_path / "record.json").read_text())["results"]
+        assert all(result["environment"]["cores"] for result in results)
+        return [(result["level"], result["row"], result["quality"]["cosine"]) for result in results]
+
+    seen = []
+    monkeypatch.setattr(transfer_levels, "measure", measure)
+    assert record("--levels", "best", "fast", "--rows", "auto") == [("fast", "auto", 1), ("best", "auto", 0)]
+    assert record("--levels", "fast", "--rows", "auto", "prune") == [
+        ("fast", "prune", 3),
+        ("fast", "auto", 2),
+        ("best", "auto", 0),
+    ]
+    assert record("--levels", "fast", "--rows", "prune", "--budget", "0.2") == [("fast", "prune", 4)]
+
+
 def test_a_failed_command_is_named(tmp_path):
     words = [NETWORK, "--data", str(tmp_path / "missing.npy"), "--levels", "fast", "--rows", "prune"]
     with pytest.raises(SystemExit, match="level fast, row prune: the command ended with status 2"):
