@@ -118,9 +118,8 @@ def test_data_that_are_not_there_or_too_few(fails, bert_folder, tmp_path):
     few = write_text(tmp_path / "few.txt", 9)
     assert "holds 9 different examples, too few to split" in fails(source, few, *TARGET)
     few.write_text("w1 w2\n\n" * 50)
-    assert "holds 1 different examples" in fails(
-        source, few, *TARGET
-    )  # the same line again is no other example
+    # The same line again is no other example.
+    assert "holds 1 different examples" in fails(source, few, *TARGET)
     little = write_text(tmp_path / "little.txt", 10)
     assert "too few for 32 features: give at least 64" in fails(source, little, *TARGET)
     (tmp_path / "data.csv.gz").write_bytes(b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -158,6 +159,28 @@ def test_where_only_the_given_layer_is_fast_its_sizes_are_moved_between_the_bloc
     assert plan.figures["measured"]["speedup"] == moved["measured"] >= 0.99 * asked
     assert plan.figures["predicted"]["output_error"] == pytest.approx(moved["output_error"])
     assert moved["output_error"] < 0.95 * given["output_error"]
+
+
+class Noisy(Particular):
+    """Slows down one in three timings of a network of uneven sizes."""
+
+    def __init__(self, which: int) -> None:
+        super().__init__(share=0.9)
+        self.which, self.timed = which, Counter[tuple[int, ...]]()
+
+    def _milliseconds(self, module: nn.Module) -> float:
+        taken = super()._milliseconds(module)
+        sizes = tuple(layer.macs_per_token for layer in _layers_within(module))
+        self.timed[sizes] += 1
+        return taken * (1.1 if len(set(sizes)) > 1 and self.timed[sizes] % 3 == self.which else 1)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_noise_in_one_timing_is_not_held_against_moved_sizes(which):
+    model, like, clock = parallel(1.0, 5.0, 1.0), PruneConfig(budget=0.3), Noisy(which)
+    asked = speed_of(model, like, vectors(8)[0], measure=clock)
+    *_, moved = search(model, asked, clock, like=like).figures["measured"]["tried"]
+    assert moved["measured"] >= 0.99 * asked
 
 
 def test_out_of_reach_is_said_with_the_fastest_measured():
