@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.reporting import text
+from stages.reporting import tables, text
 from stages.reporting.inputs import DENSE, ReportError
 from stages.reporting.intervals import (
     best_first,
@@ -28,8 +28,20 @@ LEVELS = Path("reports/benchmarks/transfer-levels.json")
 
 def advice(root: Path, records: Sequence[CellRecord]) -> dict[str, str]:
     """The page's tables by the names of their markers."""
-    tables = {task: row_table(records, task) for task in TASKS} | {"levels": level_table(root)}
-    return {name: "\n".join(lines) for name, lines in tables.items()}
+    made = {task: row_table(records, task) for task in TASKS} | {"levels": level_table(root)}
+    made["budgets"] = budget_table(records)
+    return {name: "\n".join(lines) for name, lines in made.items()}
+
+
+def budget_table(records: Sequence[CellRecord]) -> list[str]:
+    """What rows keep at several budgets, of the tasks that were swept."""
+    lines: list[str] = []
+    for task in TASKS:
+        own = [record for record in records if record.task == task and record.method != DENSE]
+        found = tables.by_budget(own) if own else None
+        if found and found.rows:
+            lines += [f"{found.caption} `{task}`:", "", *table(found.columns, found.rows), ""]
+    return lines or ["No result at several budgets is committed yet."]
 
 
 def row_table(records: Sequence[CellRecord], task: str) -> list[str]:

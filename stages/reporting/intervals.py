@@ -141,3 +141,9 @@ def budgets(record: CellRecord) -> list[float]:
 def nearest(found: Sequence[float]) -> float:
     """The budget that stands for several; of two equally near the smaller."""
     return min(found, key=lambda budget: (round(abs(budget - NEAR), 9), budget))
+
+
+def fullest(found: Sequence[float]) -> float | None:
+    """The budget below 1 that is found most often, of several the largest; None without one."""
+    swept = [budget for budget in found if budget < 1]
+    return max(swept, key=lambda budget: (swept.count(budget), budget), default=None)

@@ -11,6 +11,7 @@ from stages.reporting.intervals import (
     budgets,
     closed_form_scores,
     final_scores,
+    fullest,
     has_closed_form,
     mean_interval,
     scores,
@@ -34,7 +35,7 @@ def study(records: list[CellRecord], scratch: Sequence[ScratchRecord] = ()) -> s
 
 
 def study_tables(records: list[CellRecord], scratch: Sequence[ScratchRecord] = ()) -> str:
-    """Markdown: per task the largest budget's rows, the others folded; only rows that may be quoted."""
+    """Markdown: per task the rows of the budget that most have, the others folded; only quotable rows."""
     rows = [(r, budget) for r in records for budget in budgets(r) if not is_provisional(r, budget)]
     trained = [kept for record in scratch if (kept := runs.quotable(record))]
     parts = []
@@ -52,14 +53,16 @@ def _task(task: str, rows: list[tuple[CellRecord, float]]) -> list[str]:
     # A budget of 1 is no size: rows that cost the dense block's MACs stand with dense, above the others.
     whole = [row for row in rows if row[1] == 1]
     swept = sorted({budget for _, budget in replaced if budget < 1}, reverse=True)
-    largest, *others = swept or [1.0]
-    finding = verdicts.verdict([record for record, _ in _at(replaced, largest)], largest, "transfer")
+    shown = fullest([budget for _, budget in replaced]) or 1.0
+    others = [budget for budget in swept if budget != shown]
+    finding = verdicts.verdict([record for record, _ in _at(replaced, shown)], shown, "transfer")
     lines = ["", _caption(task, replaced), "", escape(finding), ""]
-    lines += shortened(_table(_at(whole, 1) + (_at(replaced, largest) if swept else [])))
+    lines += shortened(_table(_at(whole, 1) + (_at(replaced, shown) if swept else [])))
     if len(swept) > verdicts.MOST_BUDGETS:
-        lines += ["", f"Budgets {text.listing([f'{budget:g}' for budget in others])}: in the report."]
+        found = tables.by_budget([record for record, _ in replaced])
+        lines += ["", *folded("All budgets", [found.caption, "", *table(found.columns, found.rows)])]
     elif others:
-        lines += ["", *folded("Smaller budgets", _table([r for b in others for r in _at(replaced, b)]))]
+        lines += ["", *folded("Other budgets", _table([r for b in others for r in _at(replaced, b)]))]
     measured = list({id(record): record for record, _ in rows if record.precisions}.values())
     if measured:
         found = tables.precision(measured)

@@ -14,6 +14,7 @@ from stages.reporting.intervals import (
     budgets,
     compare,
     dense_scores,
+    fullest,
     mean_interval,
     scores,
 )
@@ -22,7 +23,7 @@ from stages.rows import AUTO
 from stages.tracking.record import CellRecord, Latency
 
 MOST_BUDGETS = 3
-"""A task with more has sentences for the smallest and the largest alone."""
+"""A task with more has sentences for the smallest, the largest and the one that most rows have."""
 CONTROLS = ("narrow", "prune")
 """Rows that cost nothing to think of: what an EUGen must beat to be worth its name."""
 EUGENS = ("eugen", "eugen_experts")
@@ -72,26 +73,31 @@ def headline(inputs: Inputs, task: str) -> list[str]:
     if not records:
         return []
     said = [_scope(inputs, records)]
-    told, others = _told(task_budgets(records))
+    told, others = _told(records)
     if others:
-        named = text.listing([f"{budget:g}" for budget in others])
-        said.append(f"Sentences are for the ends of the sweep; budgets {named} are in the tables.")
+        told_of, named = (text.listing([f"{budget:g}" for budget in some]) for some in (told, others))
+        said.append(f"Sentences are for budgets {told_of}; {named} are in the tables.")
     for budget in reversed(told):
         said += [verdict(records, budget, stage) for stage in STAGES if _ranked(records, budget, stage)]
         said += _speed(records, budget)
     return said
 
 
-def _told(found: list[float]) -> tuple[list[float], list[float]]:
-    """The budgets of the headline, and those that only tables show: of a long sweep, its ends are told.
+def _told(records: list[CellRecord]) -> tuple[list[float], list[float]]:
+    """The budgets of the headline, and those that only tables show: of a long sweep its ends are told, and
+    the budget that most rows have.
 
     A budget of 1 is not a sweep's end: rows that cost what the dense block costs have it.
     """
+    found = task_budgets(records)
     swept = [budget for budget in found if budget < 1]
     if len(swept) <= MOST_BUDGETS:
         return found, []
-    told = [swept[0], swept[-1], *(budget for budget in found if budget == 1)]
-    return told, [budget for budget in found if budget not in told]
+    told = {swept[0], fullest([b for r in records for b in budgets(r)]), swept[-1]}
+    return (
+        [budget for budget in found if budget in told or budget == 1],
+        [budget for budget in swept if budget not in told],
+    )
 
 
 def control(records: list[CellRecord]) -> list[tuple[bool, str]]:

@@ -121,7 +121,7 @@ def test_the_headline_of_a_sweep_tells_its_ends():
     records = [factory.kernel_cell(m) for m in ("dense", "low_rank", "eugen")]
     said = " ".join(verdicts.headline(Inputs(factory.params(), records), "kernel"))
     assert "Budget 0.05, after" in said and "Budget 0.8, after" in said and "Budget 0.2, after" not in said
-    assert "budgets 0.1, 0.2 and 0.4 are in the tables" in said
+    assert "budgets 0.05 and 0.8; 0.1, 0.2 and 0.4 are in the tables" in said
 
 
 def test_what_does_not_apply_stands_in_one_table_with_its_reasons():
@@ -184,14 +184,32 @@ def test_quantisation_is_compared_in_quality_and_speed():
 def test_the_readme_shows_the_largest_budget_of_a_long_sweep_and_the_dense_cost_rows_on_top():
     records = [factory.kernel_cell("dense"), row("eugen", EUGEN), row("snnk", {"layer": "snnk"}, 0.5)]
     records.append(row("int8", {"layer": "int8"}, 20.0, budgets=(1.0,)))
-    text = study_tables(records)
-    assert re.findall(r"^\| (\w+) \| ([\d.]+) \|", text, re.MULTILINE) == [
+    shown, folded = study_tables(records).split("<summary>All budgets</summary>")
+    assert re.findall(r"^\| (\w+) \| ([\d.]+) \|", shown, re.MULTILINE) == [
         ("dense", "1"),
         ("int8", "1"),
         ("eugen", "0.8"),
         ("snnk", "0.8"),
     ]
-    assert "Budgets 0.4, 0.2, 0.1 and 0.05: in the report." in text and "<details>" not in text
+    assert "| method | 0.05 | 0.1 | 0.2 | 0.4 | 0.8 |" in folded
+    assert re.findall(r"^\| (eugen|snnk|int8) \|", folded, re.MULTILINE) == ["eugen", "snnk"]
+
+
+def test_the_budget_that_most_rows_have_leads_where_only_some_are_swept():
+    """The controls have one budget, the finalists five: their largest must not push the controls out."""
+    controls = [
+        row("prune", {"layer": "prune"}, budgets=(0.2,)),
+        row("narrow", {"layer": "narrow"}, budgets=(0.2,)),
+    ]
+    records = [factory.kernel_cell("dense"), row("eugen", EUGEN), *controls]
+    shown, folded = study_tables(records).split("<summary>All budgets</summary>")
+    assert set(re.findall(r"^\| (\w+) \| ([\d.]+) \|", shown, re.MULTILINE)) == {
+        ("dense", "1"),
+        *((name, "0.2") for name in ("eugen", "prune", "narrow")),
+    }
+    assert re.findall(r"^\| (eugen|prune|narrow) \|", folded, re.MULTILINE) == ["eugen"]
+    said = " ".join(verdicts.headline(Inputs(factory.params(), records), "kernel"))
+    assert "Sentences are for budgets 0.05, 0.2 and 0.8; 0.1 and 0.4 are in the tables." in said
 
 
 def test_small_errors_keep_their_digits():

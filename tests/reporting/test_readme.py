@@ -107,6 +107,9 @@ def test_the_page_on_transfer_has_tables_of_its_own(run: Run):
     assert lines[1].startswith("| row | ") and lines[1].endswith(" | MACs | parameters | faster |")
     rows = [line.split(" | ")[0].removeprefix("| ") for line in lines[3:]]
     assert set(rows) == set(factory.METHODS) - {"dense"}
+    swept = text.partition(BEGIN.format("budgets"))[2].partition(END.format("budgets"))[0]
+    assert "| method | 0.15 | 0.3 |" in swept and "`vision`" in swept
+    assert "`embedding`" not in swept  # has one budget
     page.write_text(text.replace("| standard | prune | ", "| standard | prune | 1"))
     assert "transfer.md (from the records)" in drift(run.root)
     (run.root / "reports/benchmarks/transfer-levels.json").write_text("{}")
