@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.reporting import tables, text
+from stages.reporting import text
 from stages.reporting.inputs import DENSE, ReportError
 from stages.reporting.intervals import (
     best_first,
@@ -19,6 +19,7 @@ from stages.reporting.intervals import (
     scores,
 )
 from stages.reporting.markdown import table
+from stages.reporting.study import by_budget, quotable
 from stages.reporting.table import cost_at, is_provisional, latencies_at
 from stages.tracking.record import CellRecord
 
@@ -37,10 +38,8 @@ def budget_table(records: Sequence[CellRecord]) -> list[str]:
     """What rows keep at several budgets, of the tasks that were swept."""
     lines: list[str] = []
     for task in TASKS:
-        own = [record for record in records if record.task == task and record.method != DENSE]
-        found = tables.by_budget(own) if own else None
-        if found and found.rows:
-            lines += [f"{found.caption} `{task}`:", "", *table(found.columns, found.rows), ""]
+        found = by_budget(quotable([r for r in records if r.task == task and r.method != DENSE]))
+        lines += [f"`{task}`. {found[0]}", *found[1:], ""] if found else []
     return lines or ["No result at several budgets is committed yet."]
 
 

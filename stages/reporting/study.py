@@ -36,7 +36,7 @@ def study(records: list[CellRecord], scratch: Sequence[ScratchRecord] = ()) -> s
 
 def study_tables(records: list[CellRecord], scratch: Sequence[ScratchRecord] = ()) -> str:
     """Markdown: per task the rows of the budget that most have, the others folded; only quotable rows."""
-    rows = [(r, budget) for r in records for budget in budgets(r) if not is_provisional(r, budget)]
+    rows = quotable(records)
     trained = [kept for record in scratch if (kept := runs.quotable(record))]
     parts = []
     for task in sorted({record.task for record, _ in rows} | {record.task for record in trained}):
@@ -59,8 +59,7 @@ def _task(task: str, rows: list[tuple[CellRecord, float]]) -> list[str]:
     lines = ["", _caption(task, replaced), "", escape(finding), ""]
     lines += shortened(_table(_at(whole, 1) + (_at(replaced, shown) if swept else [])))
     if len(swept) > verdicts.MOST_BUDGETS:
-        found = tables.by_budget([record for record, _ in replaced])
-        lines += ["", *folded("All budgets", [found.caption, "", *table(found.columns, found.rows)])]
+        lines += ["", *folded("All budgets", by_budget(replaced))]
     elif others:
         lines += ["", *folded("Other budgets", _table([r for b in others for r in _at(replaced, b)]))]
     measured = list({id(record): record for record, _ in rows if record.precisions}.values())
@@ -68,6 +67,27 @@ def _task(task: str, rows: list[tuple[CellRecord, float]]) -> list[str]:
         found = tables.precision(measured)
         lines += ["", *folded("Precisions", [found.caption, "", *table(found.columns, found.rows)])]
     return lines
+
+
+def quotable(records: Sequence[CellRecord]) -> list[tuple[CellRecord, float]]:
+    """Records with their budgets, without provisional results."""
+    return [(r, budget) for r in records for budget in budgets(r) if not is_provisional(r, budget)]
+
+
+def by_budget(rows: list[tuple[CellRecord, float]]) -> list[str]:
+    """Final quality of methods that have several budgets, best at the smallest first; nothing without one."""
+    found: dict[str, dict[float, str]] = {}
+    for budget in sorted({budget for _, budget in rows if budget < 1}):
+        for record, _ in _at(rows, budget):
+            found.setdefault(record.method, {})[budget] = text.quality(_final(record, budget))
+    swept = {name: own for name, own in found.items() if len(own) > 1}
+    if not swept:
+        return []
+    name = rows[0][0].quality_name.replace("_", " ")
+    columns = sorted({budget for own in swept.values() for budget in own})
+    lines = [[name, *(own.get(budget, text.NONE) for budget in columns)] for name, own in swept.items()]
+    caption = f"Final {name} by budget, mean ± 95 % interval over seeds."
+    return [caption, "", *table(["method", *(f"{budget:g}" for budget in columns)], lines)]
 
 
 def _at(rows: list[tuple[CellRecord, float]], budget: float) -> list[tuple[CellRecord, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -14,7 +13,6 @@ from stages.reporting.intervals import (
     STAGES,
     budgets,
     closed_form_scores,
-    final_scores,
     has_closed_form,
     mean_interval,
     scores,
@@ -132,29 +130,6 @@ def by_setting(records: list[CellRecord], settings: list[str], budget: float) ->
         "Student-t half-width over repeats, then each setting, whose intervals are in the figures."
     )
     return Table(caption, ["method", "features", "mean", *names], rows)
-
-
-def by_budget(records: list[CellRecord]) -> Table:
-    """Final quality of methods with quotable results at several budgets, best at the smallest first."""
-    found = {
-        record.method: (record, kept)
-        for record in records
-        if len(kept := [b for b in budgets(record) if b < 1 and not is_provisional(record, b)]) > 1
-    }
-    swept = sorted({budget for _, kept in found.values() for budget in kept})
-    columns = ["method", *(f"{budget:g}" for budget in swept)]
-    finals = {
-        name: [mean_interval(list(final_scores(record, budget).values())) for budget in swept]
-        for name, (record, _) in found.items()
-    }
-    sign = -1 if records[0].higher_is_better else 1
-
-    def rank(name: str) -> list[float]:
-        return [sign * interval.mean if interval else math.inf for interval in finals[name]]
-
-    rows = [[name, *map(text.quality, finals[name])] for name in sorted(finals, key=rank)]
-    name = records[0].quality_name.replace("_", " ")
-    return Table(f"Final {name} by budget, mean ± 95 % interval over seeds.", columns, rows)
 
 
 def comparisons(records: list[CellRecord]) -> Table:

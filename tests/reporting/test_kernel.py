@@ -212,6 +212,14 @@ def test_the_budget_that_most_rows_have_leads_where_only_some_are_swept():
     assert "Sentences are for budgets 0.05, 0.2 and 0.8; 0.1 and 0.4 are in the tables." in said
 
 
+def test_a_budget_with_a_single_seed_stays_out_of_the_table_of_all_budgets():
+    whole, alone = row("snnk", {"layer": "snnk"}), row("eugen", EUGEN)
+    kept = [seed for seed in alone.seeds if seed.budget != 0.1 or seed.seed == 0]
+    folded = study_tables([whole, alone.model_copy(update={"seeds": kept})]).split("All budgets")[1]
+    (line,) = re.findall(r"^\| eugen \|.*", folded, re.MULTILINE)
+    assert [cell == "–" for cell in line.split(" | ")[1:]] == [False, True, False, False, False]
+
+
 def test_small_errors_keep_their_digits():
     assert number(8.2e-14) == "8e-14"
     assert quality(Interval(0.000234, 0.0000123, 10)) == "0.000234 ± 0.000012"
